@@ -1,0 +1,3 @@
+//! The one state machine.
+pub mod api;
+pub use api::*;

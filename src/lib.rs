@@ -1,0 +1,6 @@
+//! mesh-core: every decision of meshd, and no I/O.
+
+pub mod batch;
+pub mod engine;
+pub mod limits;
+pub mod time;
