@@ -29,3 +29,6 @@ pub const MAX_RELAYS: usize = 8;
 
 /// How long an answer to anything inside the tunnel is waited for at most.
 pub const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes of one message on a relay's control stream: a WireGuard packet of the smallest MTU fits, a large one need not.
+pub const MAX_RELAY_MESSAGE: usize = 2_048;

@@ -1,0 +1,231 @@
+//! Control messages between peers: what meshd says to meshd inside the tunnel.
+//!
+//! Each is one IPv6 packet between exactly the two derived overlay addresses, with the reserved next header
+//! [`NEXT_HEADER`], so that it fits through any WireGuard session and can be told from traffic at a glance. It is
+//! consumed before TUN; a packet with that next header that comes *out of* TUN is dropped, so a local process cannot
+//! forge one.
+
+use std::net::{Ipv6Addr, SocketAddr};
+
+use super::WireError;
+use super::codec::{Reader, Writer};
+use crate::limits;
+use crate::nat::{Filtering, Mapping, NatProfile};
+
+/// Next header of control packets: 253, "use for experimentation and testing" (RFC 3692, section 2.1).
+pub const NEXT_HEADER: u8 = 253;
+/// Version of these messages; a peer with another one is talked to by plain WireGuard over the relay only.
+pub const VERSION: u8 = 1;
+
+const IPV6_HEADER: usize = 40;
+
+/// A message from meshd to meshd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// Says that we speak this protocol. Nothing else is sent to a peer that has not said so.
+    Hello {
+        /// [`VERSION`] of the sender.
+        version: u8,
+        /// Random per run of the sender: a new one means that it forgot everything.
+        instance: u64,
+        /// True when it answers a hello, and wants none in return.
+        reply: bool,
+    },
+    /// Sent on one candidate path; answered on the path that it came by.
+    Probe {
+        /// Echoed by the answer.
+        transaction: u64,
+    },
+    /// Answers [`Control::Probe`].
+    ProbeAck {
+        /// From the probe.
+        transaction: u64,
+    },
+    /// Asks the peer to punch with us now: here are the addresses to try.
+    CallMe(CallMe),
+    /// Overlay ping.
+    Ping {
+        /// Echoed by the answer.
+        token: u64,
+    },
+    /// Answers [`Control::Ping`].
+    Pong {
+        /// From the ping.
+        token: u64,
+    },
+}
+
+/// One side's half of a punch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallMe {
+    /// Counts up with each attempt of the initiator.
+    pub round: u32,
+    /// True when it answers a call.
+    pub reply: bool,
+    /// Where the sender may be reached, best first; at most [`limits::MAX_CANDIDATES`].
+    pub candidates: Vec<SocketAddr>,
+    /// What the sender's NAT does.
+    pub profile: NatProfile,
+}
+
+impl Control {
+    /// Writes the message as an IPv6 packet from `source` to `destination`.
+    pub fn to_packet(&self, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
+        let mut packet = vec![0; IPV6_HEADER];
+        self.encode(&mut Writer::new(&mut packet));
+        let payload = u16::try_from(packet.len() - IPV6_HEADER).unwrap_or(u16::MAX);
+        packet[0] = 0x60;
+        packet[4..6].copy_from_slice(&payload.to_be_bytes());
+        packet[6] = NEXT_HEADER;
+        packet[7] = 1; // hop limit: it is never forwarded
+        packet[8..24].copy_from_slice(&source.octets());
+        packet[24..40].copy_from_slice(&destination.octets());
+        packet
+    }
+
+    /// Reads the payload of a control packet whose header the caller has checked.
+    ///
+    /// # Errors
+    /// The message is truncated, unknown, has a list beyond its bound, or something follows it.
+    pub fn from_packet(packet: &[u8]) -> Result<Self, WireError> {
+        let mut reader = Reader::new(packet.get(IPV6_HEADER..).ok_or(WireError::Truncated)?);
+        let message = match reader.u8()? {
+            1 => Self::Hello {
+                version: reader.u8()?,
+                instance: reader.u64()?,
+                reply: read_bool(&mut reader)?,
+            },
+            2 => Self::Probe { transaction: reader.u64()? },
+            3 => Self::ProbeAck { transaction: reader.u64()? },
+            4 => Self::CallMe(CallMe::decode(&mut reader)?),
+            5 => Self::Ping { token: reader.u64()? },
+            6 => Self::Pong { token: reader.u64()? },
+            _ => return Err(WireError::Invalid),
+        };
+        reader.finish()?;
+        Ok(message)
+    }
+
+    fn encode(&self, writer: &mut Writer<'_>) {
+        match self {
+            Self::Hello { version, instance, reply } => {
+                writer.u8(1);
+                writer.u8(*version);
+                writer.u64(*instance);
+                writer.u8(u8::from(*reply));
+            }
+            Self::Probe { transaction } => {
+                writer.u8(2);
+                writer.u64(*transaction);
+            }
+            Self::ProbeAck { transaction } => {
+                writer.u8(3);
+                writer.u64(*transaction);
+            }
+            Self::CallMe(call) => {
+                writer.u8(4);
+                call.encode(writer);
+            }
+            Self::Ping { token } => {
+                writer.u8(5);
+                writer.u64(*token);
+            }
+            Self::Pong { token } => {
+                writer.u8(6);
+                writer.u64(*token);
+            }
+        }
+    }
+}
+
+impl CallMe {
+    fn encode(&self, writer: &mut Writer<'_>) {
+        writer.u32(self.round);
+        writer.u8(u8::from(self.reply));
+        writer.u8(self.profile.mapping as u8);
+        writer.u8(self.profile.filtering as u8);
+        let count = self.candidates.len().min(limits::MAX_CANDIDATES);
+        writer.u8(u8::try_from(count).unwrap_or(0));
+        for candidate in &self.candidates[..count] {
+            writer.socket_addr(*candidate);
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        let round = reader.u32()?;
+        let reply = read_bool(reader)?;
+        let mapping = Mapping::from_wire(reader.u8()?).ok_or(WireError::Invalid)?;
+        let filtering = Filtering::from_wire(reader.u8()?).ok_or(WireError::Invalid)?;
+        let count = usize::from(reader.u8()?);
+        if count > limits::MAX_CANDIDATES {
+            return Err(WireError::Invalid);
+        }
+        let mut candidates = Vec::with_capacity(count);
+        for _ in 0..count {
+            candidates.push(reader.socket_addr()?);
+        }
+        Ok(Self {
+            round,
+            reply,
+            candidates,
+            profile: NatProfile { mapping, filtering },
+        })
+    }
+}
+
+fn read_bool(reader: &mut Reader<'_>) -> Result<bool, WireError> {
+    match reader.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(WireError::Invalid),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::ip::IpHeader;
+
+    fn messages() -> Vec<Control> {
+        vec![
+            Control::Hello { version: 1, instance: 7, reply: true },
+            Control::Probe { transaction: u64::MAX },
+            Control::ProbeAck { transaction: 1 },
+            Control::CallMe(CallMe {
+                round: 3,
+                reply: false,
+                candidates: vec!["1.2.3.4:5".parse().unwrap(), "[2001:db8::1]:41820".parse().unwrap()],
+                profile: NatProfile {
+                    mapping: Mapping::EndpointIndependent,
+                    filtering: Filtering::AddressAndPortDependent,
+                },
+            }),
+            Control::Ping { token: 9 },
+            Control::Pong { token: 9 },
+        ]
+    }
+
+    #[test]
+    fn messages_survive_a_round_trip_as_ipv6_packets() {
+        let (a, b) = ("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap());
+        for message in messages() {
+            let packet = message.to_packet(a, b);
+            let header = IpHeader::parse(&packet).unwrap();
+            assert_eq!((header.source, header.destination), (a.into(), b.into()));
+            assert_eq!(header.protocol, NEXT_HEADER);
+            assert_eq!(Control::from_packet(&packet).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn a_truncated_or_longer_message_is_refused() {
+        for message in messages() {
+            let mut packet = message.to_packet(Ipv6Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+            for length in 0..packet.len() {
+                assert!(Control::from_packet(&packet[..length]).is_err());
+            }
+            packet.push(0);
+            assert!(Control::from_packet(&packet).is_err());
+        }
+    }
+}

@@ -1,0 +1,789 @@
+//! What a relay and its clients say to each other.
+//!
+//! - On the control stream, the one bidirectional QUIC stream that the client opens: [`ClientMessage`] and
+//!   [`ServerMessage`], each behind a two-byte length; [`Framer`] finds them in the stream.
+//! - On plain UDP beside QUIC: [`Frame`]s of an 8-byte header, mostly WireGuard packets on a numbered channel. They
+//!   carry no secret of the relay and no proof: a channel only works from the address that its client has proved.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use super::codec::{Reader, WireError, Writer};
+use crate::identity::NodeId;
+use crate::limits::MAX_RELAY_MESSAGE;
+
+/// Version of the control stream; both sides send theirs first.
+pub const PROTOCOL_VERSION: u8 = 1;
+
+/// Bytes of a message besides the packet that it carries: its type and a node ID.
+const PACKET_OVERHEAD: usize = 33;
+/// Bytes of the largest packet that fits [`ClientMessage::Send`].
+pub const MAX_SENT_PACKET: usize = MAX_RELAY_MESSAGE - PACKET_OVERHEAD;
+
+/// What a client says on the control stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientMessage {
+    /// First message. Answered by [`ServerMessage::Welcome`] or [`ServerMessage::Refused`].
+    Hello {
+        /// Newest version that the client speaks.
+        version: u8,
+    },
+    /// Answered by [`ServerMessage::Pong`].
+    Ping {
+        /// Echoed.
+        nonce: u64,
+    },
+    /// Deliver a packet while there is no channel yet.
+    Send {
+        /// For whom.
+        to: NodeId,
+        /// A WireGuard packet of at most [`MAX_SENT_PACKET`] bytes.
+        packet: Vec<u8>,
+    },
+    /// Give both sides a channel number; answered by [`ServerMessage::Channel`] or [`ServerMessage::PeerGone`].
+    OpenChannel {
+        /// The other side.
+        peer: NodeId,
+    },
+    /// The channel is not needed any more.
+    CloseChannel {
+        /// Our number for it.
+        channel: u32,
+    },
+    /// Returns the nonce of a [`Frame::Challenge`] and so proves the address that it was received at.
+    ProveAddress {
+        /// As received.
+        nonce: u64,
+    },
+}
+
+/// What a relay says on the control stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerMessage {
+    /// The client may use the relay.
+    Welcome {
+        /// Version that is spoken from here on: at most the client's.
+        version: u8,
+        /// The client's address as the relay sees it.
+        observed: SocketAddr,
+        /// The relay's second STUN port.
+        alt_port: Option<u16>,
+    },
+    /// The client may not use the relay; the connection is closed next.
+    Refused {
+        /// Why.
+        reason: Refusal,
+    },
+    /// Answer to [`ClientMessage::Ping`].
+    Pong {
+        /// As in the ping.
+        nonce: u64,
+    },
+    /// A packet that a peer sent by [`ClientMessage::Send`].
+    Received {
+        /// Who sent it; the relay has authenticated this.
+        from: NodeId,
+        /// A WireGuard packet.
+        packet: Vec<u8>,
+    },
+    /// A channel to a peer is open, because we or the peer asked for it, or its peer has a new address.
+    Channel {
+        /// The other side.
+        peer: NodeId,
+        /// Our number for it.
+        channel: u32,
+        /// The peer's address as the relay sees it.
+        peer_addr: Option<SocketAddr>,
+    },
+    /// The peer is not connected to this relay, or left it; channels with it are closed.
+    PeerGone {
+        /// Who.
+        peer: NodeId,
+    },
+    /// The client's address, newly proved: channels follow it.
+    Observed {
+        /// As the relay sees it.
+        addr: SocketAddr,
+    },
+    /// The relay is about to stop: connect to another one.
+    Draining,
+    /// Someone with the same key connected; this connection is closed next.
+    Replaced,
+}
+
+/// Why a relay does not serve a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// The relay's configuration does not admit this node.
+    NotAdmitted,
+    /// The relay does not speak the client's version.
+    Version,
+    /// The relay has as many clients as it may have.
+    Full,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotAdmitted => {
+                "the relay does not admit this node: add its id to `nodes` in the relay's configuration"
+            }
+            Self::Version => "the relay speaks another version of the protocol: update meshd or the relay",
+            Self::Full => "the relay is full: add another one to `relays`, or raise its limits",
+        })
+    }
+}
+
+/// Type bytes. Clients' messages are below 0x80, relays' above.
+mod kind {
+    pub(super) const HELLO: u8 = 0x01;
+    pub(super) const PING: u8 = 0x02;
+    pub(super) const SEND: u8 = 0x03;
+    pub(super) const OPEN_CHANNEL: u8 = 0x04;
+    pub(super) const CLOSE_CHANNEL: u8 = 0x05;
+    pub(super) const PROVE_ADDRESS: u8 = 0x06;
+
+    pub(super) const WELCOME: u8 = 0x81;
+    pub(super) const REFUSED: u8 = 0x82;
+    pub(super) const PONG: u8 = 0x83;
+    pub(super) const RECEIVED: u8 = 0x84;
+    pub(super) const CHANNEL: u8 = 0x85;
+    pub(super) const PEER_GONE: u8 = 0x86;
+    pub(super) const OBSERVED: u8 = 0x87;
+    pub(super) const DRAINING: u8 = 0x88;
+    pub(super) const REPLACED: u8 = 0x89;
+}
+
+impl ClientMessage {
+    /// Appends the message with its length to `buffer`. A packet of more than [`MAX_SENT_PACKET`] bytes is cut off
+    /// there, as its receiver would refuse the whole message.
+    pub fn encode(&self, buffer: &mut Vec<u8>) {
+        framed(buffer, |w| match self {
+            Self::Hello { version } => _ = w.u8(kind::HELLO).u8(*version),
+            Self::Ping { nonce } => _ = w.u8(kind::PING).u64(*nonce),
+            Self::Send { to, packet } => {
+                _ = w.u8(kind::SEND).bytes(to.as_bytes()).bytes(bounded(packet))
+            }
+            Self::OpenChannel { peer } => _ = w.u8(kind::OPEN_CHANNEL).bytes(peer.as_bytes()),
+            Self::CloseChannel { channel } => _ = w.u8(kind::CLOSE_CHANNEL).u32(*channel),
+            Self::ProveAddress { nonce } => _ = w.u8(kind::PROVE_ADDRESS).u64(*nonce),
+        });
+    }
+
+    /// Parses the body of a message, without its length.
+    ///
+    /// # Errors
+    /// Whatever is not exactly one message of a known type.
+    pub fn decode(body: &[u8]) -> Result<Self, WireError> {
+        let mut r = Reader::new(body);
+        let message = match r.u8()? {
+            kind::HELLO => {
+                let version = r.u8()?;
+                if version != PROTOCOL_VERSION {
+                    // Other versions may say more here; that one is refused is decided by who reads it.
+                    r.rest();
+                }
+                Self::Hello { version }
+            }
+            kind::PING => Self::Ping { nonce: r.u64()? },
+            kind::SEND => Self::Send {
+                to: node_id(&mut r)?,
+                packet: packet(&mut r)?,
+            },
+            kind::OPEN_CHANNEL => Self::OpenChannel {
+                peer: node_id(&mut r)?,
+            },
+            kind::CLOSE_CHANNEL => Self::CloseChannel { channel: r.u32()? },
+            kind::PROVE_ADDRESS => Self::ProveAddress { nonce: r.u64()? },
+            other => return Err(WireError::UnknownType(other)),
+        };
+        r.finish()?;
+        Ok(message)
+    }
+}
+
+impl ServerMessage {
+    /// Appends the message with its length to `buffer`. Packets are cut off as by [`ClientMessage::encode`].
+    pub fn encode(&self, buffer: &mut Vec<u8>) {
+        framed(buffer, |w| match self {
+            Self::Welcome {
+                version,
+                observed,
+                alt_port,
+            } => {
+                w.u8(kind::WELCOME).u8(*version).socket_addr(*observed);
+                match alt_port {
+                    Some(port) => _ = w.bool(true).u16(*port),
+                    None => _ = w.bool(false),
+                }
+            }
+            Self::Refused { reason } => _ = w.u8(kind::REFUSED).u8(reason.to_byte()),
+            Self::Pong { nonce } => _ = w.u8(kind::PONG).u64(*nonce),
+            Self::Received { from, packet } => {
+                _ = w
+                    .u8(kind::RECEIVED)
+                    .bytes(from.as_bytes())
+                    .bytes(bounded(packet));
+            }
+            Self::Channel {
+                peer,
+                channel,
+                peer_addr,
+            } => {
+                w.u8(kind::CHANNEL).bytes(peer.as_bytes()).u32(*channel);
+                match peer_addr {
+                    Some(address) => _ = w.bool(true).socket_addr(*address),
+                    None => _ = w.bool(false),
+                }
+            }
+            Self::PeerGone { peer } => _ = w.u8(kind::PEER_GONE).bytes(peer.as_bytes()),
+            Self::Observed { addr } => _ = w.u8(kind::OBSERVED).socket_addr(*addr),
+            Self::Draining => _ = w.u8(kind::DRAINING),
+            Self::Replaced => _ = w.u8(kind::REPLACED),
+        });
+    }
+
+    /// Parses the body of a message, without its length.
+    ///
+    /// # Errors
+    /// Whatever is not exactly one message of a known type.
+    pub fn decode(body: &[u8]) -> Result<Self, WireError> {
+        let mut r = Reader::new(body);
+        let message = match r.u8()? {
+            kind::WELCOME => Self::Welcome {
+                version: r.u8()?,
+                observed: r.socket_addr()?,
+                alt_port: if r.bool()? { Some(r.u16()?) } else { None },
+            },
+            kind::REFUSED => Self::Refused {
+                reason: Refusal::from_byte(r.u8()?)?,
+            },
+            kind::PONG => Self::Pong { nonce: r.u64()? },
+            kind::RECEIVED => Self::Received {
+                from: node_id(&mut r)?,
+                packet: packet(&mut r)?,
+            },
+            kind::CHANNEL => Self::Channel {
+                peer: node_id(&mut r)?,
+                channel: r.u32()?,
+                peer_addr: if r.bool()? {
+                    Some(r.socket_addr()?)
+                } else {
+                    None
+                },
+            },
+            kind::PEER_GONE => Self::PeerGone {
+                peer: node_id(&mut r)?,
+            },
+            kind::OBSERVED => Self::Observed {
+                addr: r.socket_addr()?,
+            },
+            kind::DRAINING => Self::Draining,
+            kind::REPLACED => Self::Replaced,
+            other => return Err(WireError::UnknownType(other)),
+        };
+        r.finish()?;
+        Ok(message)
+    }
+}
+
+impl Refusal {
+    const fn to_byte(self) -> u8 {
+        match self {
+            Self::NotAdmitted => 1,
+            Self::Version => 2,
+            Self::Full => 3,
+        }
+    }
+
+    const fn from_byte(byte: u8) -> Result<Self, WireError> {
+        match byte {
+            1 => Ok(Self::NotAdmitted),
+            2 => Ok(Self::Version),
+            3 => Ok(Self::Full),
+            _ => Err(WireError::Invalid("refusal")),
+        }
+    }
+}
+
+fn node_id(reader: &mut Reader<'_>) -> Result<NodeId, WireError> {
+    NodeId::from_bytes(&reader.array()?).map_err(|_| WireError::Invalid("node id"))
+}
+
+fn packet(reader: &mut Reader<'_>) -> Result<Vec<u8>, WireError> {
+    if reader.remaining() > MAX_SENT_PACKET {
+        return Err(WireError::TooLarge);
+    }
+    Ok(reader.rest().to_vec())
+}
+
+fn bounded(packet: &[u8]) -> &[u8] {
+    &packet[..packet.len().min(MAX_SENT_PACKET)]
+}
+
+fn framed(buffer: &mut Vec<u8>, body: impl FnOnce(&mut Writer<'_>)) {
+    let start = buffer.len();
+    buffer.extend([0, 0]);
+    body(&mut Writer::new(buffer));
+    let len = (buffer.len() - start - 2) as u16;
+    buffer[start..start + 2].copy_from_slice(&len.to_be_bytes());
+}
+
+/// Finds the messages in the bytes of a control stream, however they are cut; holds at most one message.
+#[derive(Debug, Default)]
+pub struct Framer {
+    /// Length and body of the message that is being collected.
+    partial: Vec<u8>,
+    /// The last call returned `partial`, complete.
+    returned: bool,
+}
+
+impl Framer {
+    /// Takes bytes off the front of `input` and returns the body of the next message once it is complete, or `None`
+    /// when `input` is used up. To be called until it returns `None`.
+    ///
+    /// # Errors
+    /// [`WireError::TooLarge`] for a message of more than [`MAX_RELAY_MESSAGE`] bytes. The stream is of no use after.
+    pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<&[u8]>, WireError> {
+        if std::mem::take(&mut self.returned) {
+            self.partial.clear();
+        }
+        self.fill(2, input);
+        let Some((&len, _)) = self.partial.split_first_chunk::<2>() else {
+            return Ok(None);
+        };
+        let len = usize::from(u16::from_be_bytes(len));
+        if len > MAX_RELAY_MESSAGE {
+            return Err(WireError::TooLarge);
+        }
+        self.fill(2 + len, input);
+        if self.partial.len() < 2 + len {
+            return Ok(None);
+        }
+        self.returned = true;
+        Ok(Some(&self.partial[2..]))
+    }
+
+    fn fill(&mut self, target: usize, input: &mut &[u8]) {
+        let missing = target.saturating_sub(self.partial.len()).min(input.len());
+        let (taken, rest) = input.split_at(missing);
+        self.partial.extend_from_slice(taken);
+        *input = rest;
+    }
+}
+
+/// First byte of a frame with a WireGuard packet.
+pub const FRAME_DATA: u8 = 0x20;
+/// First byte of the relay's answer to a data frame that it cannot place: the channel is unknown, or not yours from
+/// this address. The client then pings on the control stream, which shows the relay its new address, or both that the
+/// relay has restarted.
+pub const FRAME_REBIND: u8 = 0x21;
+/// First byte of the relay's question to a new address of a client.
+pub const FRAME_CHALLENGE: u8 = 0x22;
+/// Bytes before the packet: type, three zero bytes, channel number in little-endian order.
+pub const FRAME_HEADER: usize = 8;
+/// Bytes of a challenge: the header with channel 0, then the nonce in little-endian order.
+pub const CHALLENGE_FRAME: usize = FRAME_HEADER + 8;
+
+/// A datagram between relay and client that is neither QUIC nor STUN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// A packet for or from the peer at the other end of a channel.
+    Data {
+        /// The number that the client of this hop knows the channel by.
+        channel: u32,
+        /// A WireGuard packet; never empty.
+        packet: &'a [u8],
+    },
+    /// See [`FRAME_REBIND`].
+    Rebind {
+        /// As in the data frame.
+        channel: u32,
+    },
+    /// Asks who is at an address; answered by [`ClientMessage::ProveAddress`].
+    Challenge {
+        /// To be returned.
+        nonce: u64,
+    },
+}
+
+/// True for what has the header of a frame, of a known type or not.
+pub(crate) fn is_frame(datagram: &[u8]) -> bool {
+    matches!(
+        datagram.first_chunk::<FRAME_HEADER>(),
+        Some([0x20..=0x2f, 0, 0, 0, ..])
+    )
+}
+
+/// Parses a frame.
+///
+/// # Errors
+/// Whatever is not exactly one frame of a known type.
+pub fn parse_frame(datagram: &[u8]) -> Result<Frame<'_>, WireError> {
+    let Some((header, body)) = datagram.split_first_chunk::<FRAME_HEADER>() else {
+        return Err(WireError::Truncated);
+    };
+    let [kind, zeros @ .., c0, c1, c2, c3] = *header;
+    if zeros != [0; 3] {
+        return Err(WireError::Invalid("frame header"));
+    }
+    let channel = u32::from_le_bytes([c0, c1, c2, c3]);
+    match kind {
+        FRAME_DATA if body.is_empty() => Err(WireError::Truncated),
+        FRAME_DATA => Ok(Frame::Data {
+            channel,
+            packet: body,
+        }),
+        FRAME_REBIND if !body.is_empty() => Err(WireError::Trailing),
+        FRAME_REBIND => Ok(Frame::Rebind { channel }),
+        FRAME_CHALLENGE if channel != 0 => Err(WireError::Invalid("frame header")),
+        FRAME_CHALLENGE => {
+            let mut reader = Reader::new(body);
+            let nonce = u64::from_le_bytes(reader.array()?);
+            reader.finish()?;
+            Ok(Frame::Challenge { nonce })
+        }
+        other => Err(WireError::UnknownType(other)),
+    }
+}
+
+/// Writes the header of a data frame to the first [`FRAME_HEADER`] bytes of `buffer`, which must have as many.
+pub fn write_data_header(buffer: &mut [u8], channel: u32) {
+    buffer[..FRAME_HEADER].copy_from_slice(&header(FRAME_DATA, channel));
+}
+
+/// The relay's answer to a data frame that it cannot place.
+pub fn rebind_frame(channel: u32) -> [u8; FRAME_HEADER] {
+    header(FRAME_REBIND, channel)
+}
+
+/// The relay's question to a new address.
+pub fn challenge_frame(nonce: u64) -> [u8; CHALLENGE_FRAME] {
+    let mut frame = [0; CHALLENGE_FRAME];
+    frame[..FRAME_HEADER].copy_from_slice(&header(FRAME_CHALLENGE, 0));
+    frame[FRAME_HEADER..].copy_from_slice(&nonce.to_le_bytes());
+    frame
+}
+
+fn header(kind: u8, channel: u32) -> [u8; FRAME_HEADER] {
+    let [c0, c1, c2, c3] = channel.to_le_bytes();
+    [kind, 0, 0, 0, c0, c1, c2, c3]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::identity::Identity;
+
+    fn node(seed: u8) -> NodeId {
+        Identity::from_seed(Zeroizing::new([seed; 32])).id()
+    }
+
+    fn client_messages() -> Vec<ClientMessage> {
+        vec![
+            ClientMessage::Hello {
+                version: PROTOCOL_VERSION,
+            },
+            ClientMessage::Ping {
+                nonce: u64::MAX - 2,
+            },
+            ClientMessage::Send {
+                to: node(1),
+                packet: vec![7; 148],
+            },
+            ClientMessage::Send {
+                to: node(1),
+                packet: vec![],
+            },
+            ClientMessage::Send {
+                to: node(1),
+                packet: vec![7; MAX_SENT_PACKET],
+            },
+            ClientMessage::OpenChannel { peer: node(2) },
+            ClientMessage::CloseChannel {
+                channel: 0xdead_beef,
+            },
+            ClientMessage::ProveAddress { nonce: 3 },
+        ]
+    }
+
+    fn server_messages() -> Vec<ServerMessage> {
+        let v4: SocketAddr = "192.0.2.7:41820".parse().unwrap();
+        let v6: SocketAddr = "[2001:db8::7]:443".parse().unwrap();
+        vec![
+            ServerMessage::Welcome {
+                version: 1,
+                observed: v4,
+                alt_port: None,
+            },
+            ServerMessage::Welcome {
+                version: 1,
+                observed: v6,
+                alt_port: Some(3478),
+            },
+            ServerMessage::Refused {
+                reason: Refusal::NotAdmitted,
+            },
+            ServerMessage::Refused {
+                reason: Refusal::Version,
+            },
+            ServerMessage::Refused {
+                reason: Refusal::Full,
+            },
+            ServerMessage::Pong { nonce: 9 },
+            ServerMessage::Received {
+                from: node(1),
+                packet: vec![7; MAX_SENT_PACKET],
+            },
+            ServerMessage::Channel {
+                peer: node(3),
+                channel: 1,
+                peer_addr: None,
+            },
+            ServerMessage::Channel {
+                peer: node(3),
+                channel: 1,
+                peer_addr: Some(v6),
+            },
+            ServerMessage::PeerGone { peer: node(3) },
+            ServerMessage::Observed { addr: v4 },
+            ServerMessage::Draining,
+            ServerMessage::Replaced,
+        ]
+    }
+
+    fn encoded_client(message: &ClientMessage) -> Vec<u8> {
+        let mut buffer = Vec::new();
+        message.encode(&mut buffer);
+        buffer
+    }
+
+    fn encoded_server(message: &ServerMessage) -> Vec<u8> {
+        let mut buffer = Vec::new();
+        message.encode(&mut buffer);
+        buffer
+    }
+
+    #[test]
+    fn messages_come_back_as_sent_and_within_bounds() {
+        for message in client_messages() {
+            let bytes = encoded_client(&message);
+            assert!(bytes.len() <= 2 + MAX_RELAY_MESSAGE);
+            assert_eq!(
+                usize::from(u16::from_be_bytes([bytes[0], bytes[1]])),
+                bytes.len() - 2
+            );
+            assert_eq!(ClientMessage::decode(&bytes[2..]), Ok(message));
+        }
+        for message in server_messages() {
+            let bytes = encoded_server(&message);
+            assert!(bytes.len() <= 2 + MAX_RELAY_MESSAGE);
+            assert_eq!(ServerMessage::decode(&bytes[2..]), Ok(message));
+        }
+    }
+
+    #[test]
+    fn the_type_bytes_are_stable() {
+        assert_eq!(
+            encoded_client(&ClientMessage::Hello { version: 1 }),
+            [0, 2, 1, 1]
+        );
+        assert_eq!(
+            encoded_client(&ClientMessage::Ping { nonce: 0x0102 }),
+            [0, 9, 2, 0, 0, 0, 0, 0, 0, 1, 2]
+        );
+        assert_eq!(
+            encoded_server(&ServerMessage::Welcome {
+                version: 1,
+                observed: "192.0.2.1:258".parse().unwrap(),
+                alt_port: Some(3478),
+            }),
+            [0, 12, 0x81, 1, 4, 192, 0, 2, 1, 1, 2, 1, 0x0d, 0x96]
+        );
+        assert_eq!(encoded_server(&ServerMessage::Draining), [0, 1, 0x88]);
+    }
+
+    #[test]
+    fn a_message_cut_short_or_extended_is_refused() {
+        for message in client_messages() {
+            let bytes = encoded_client(&message);
+            for len in 2..bytes.len() {
+                let cut = ClientMessage::decode(&bytes[2..len]);
+                // A packet has no length of its own: what is cut there is a shorter packet.
+                let packet =
+                    matches!(cut, Ok(ClientMessage::Send { .. })) && len >= 2 + PACKET_OVERHEAD;
+                assert!(cut.is_err() || packet, "{message:?} {len}");
+            }
+            let mut longer = bytes;
+            longer.push(0);
+            match ClientMessage::decode(&longer[2..]) {
+                Ok(ClientMessage::Send { packet, .. }) => assert!(packet.len() <= MAX_SENT_PACKET),
+                other => assert!(other.is_err()),
+            }
+        }
+        for message in server_messages() {
+            let bytes = encoded_server(&message);
+            for len in 2..bytes.len() {
+                let cut = ServerMessage::decode(&bytes[2..len]);
+                let packet =
+                    matches!(cut, Ok(ServerMessage::Received { .. })) && len >= 2 + PACKET_OVERHEAD;
+                assert!(cut.is_err() || packet, "{message:?} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_hello_of_another_version_may_say_more() {
+        assert_eq!(
+            ClientMessage::decode(&[kind::HELLO, 9, 1, 2, 3]),
+            Ok(ClientMessage::Hello { version: 9 })
+        );
+        assert_eq!(
+            ClientMessage::decode(&[kind::HELLO, PROTOCOL_VERSION, 1]),
+            Err(WireError::Trailing)
+        );
+    }
+
+    #[test]
+    fn ids_that_are_no_keys_are_refused() {
+        let mut body = vec![kind::OPEN_CHANNEL];
+        // The identity element, a point of small order.
+        body.push(1);
+        body.extend([0; 31]);
+        assert_eq!(
+            ClientMessage::decode(&body),
+            Err(WireError::Invalid("node id"))
+        );
+    }
+
+    #[test]
+    fn unknown_types_are_named() {
+        assert_eq!(
+            ClientMessage::decode(&[0x77]),
+            Err(WireError::UnknownType(0x77))
+        );
+        assert_eq!(
+            ServerMessage::decode(&[0x77]),
+            Err(WireError::UnknownType(0x77))
+        );
+        assert_eq!(ClientMessage::decode(&[]), Err(WireError::Truncated));
+    }
+
+    #[test]
+    fn the_framer_finds_messages_however_the_stream_is_cut() {
+        let messages = client_messages();
+        let mut stream = Vec::new();
+        messages.iter().for_each(|m| m.encode(&mut stream));
+        for step in [1, 2, 3, 7, 64, 1000, stream.len()] {
+            let mut framer = Framer::default();
+            let mut found = Vec::new();
+            for mut piece in stream.chunks(step) {
+                while let Some(body) = framer.next(&mut piece).unwrap() {
+                    found.push(ClientMessage::decode(body).unwrap());
+                }
+                assert!(piece.is_empty());
+            }
+            assert_eq!(found, messages, "in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn the_framer_refuses_what_is_too_large_and_never_holds_more() {
+        let mut framer = Framer::default();
+        let announced = (MAX_RELAY_MESSAGE as u16 + 1).to_be_bytes();
+        assert_eq!(framer.next(&mut &announced[..]), Err(WireError::TooLarge));
+
+        let mut framer = Framer::default();
+        let mut largest = (MAX_RELAY_MESSAGE as u16).to_be_bytes().to_vec();
+        largest.resize(2 + MAX_RELAY_MESSAGE + 100, 0);
+        let mut input = &largest[..];
+        assert_eq!(
+            framer.next(&mut input).unwrap().unwrap().len(),
+            MAX_RELAY_MESSAGE
+        );
+        assert_eq!(input.len(), 100);
+    }
+
+    #[test]
+    fn an_empty_message_is_a_message() {
+        let mut framer = Framer::default();
+        let mut input = &[0, 0, 0, 1, 0x88][..];
+        assert_eq!(framer.next(&mut input), Ok(Some(&[][..])));
+        assert_eq!(framer.next(&mut input), Ok(Some(&[0x88][..])));
+        assert_eq!(framer.next(&mut input), Ok(None));
+    }
+
+    #[test]
+    fn frames_come_back_as_written() {
+        let mut data = [0xee; 40];
+        write_data_header(&mut data, 0x0102_0304);
+        assert_eq!(data[..8], [0x20, 0, 0, 0, 4, 3, 2, 1]);
+        assert_eq!(
+            parse_frame(&data),
+            Ok(Frame::Data {
+                channel: 0x0102_0304,
+                packet: &[0xee; 32]
+            })
+        );
+        assert_eq!(
+            parse_frame(&rebind_frame(7)),
+            Ok(Frame::Rebind { channel: 7 })
+        );
+        assert_eq!(
+            parse_frame(&challenge_frame(u64::MAX)),
+            Ok(Frame::Challenge { nonce: u64::MAX })
+        );
+    }
+
+    #[test]
+    fn frames_of_wrong_shape_are_refused() {
+        assert_eq!(parse_frame(&[0x20; 7]), Err(WireError::Truncated));
+        assert_eq!(
+            parse_frame(&[0x20, 0, 0, 0, 1, 1, 1, 1]),
+            Err(WireError::Truncated)
+        );
+        assert_eq!(
+            parse_frame(&[0x20, 0, 1, 0, 1, 1, 1, 1, 9]),
+            Err(WireError::Invalid("frame header"))
+        );
+        assert_eq!(
+            parse_frame(&[0x21, 0, 0, 0, 1, 1, 1, 1, 9]),
+            Err(WireError::Trailing)
+        );
+        assert_eq!(
+            parse_frame(&[0x2f, 0, 0, 0, 1, 1, 1, 1, 9]),
+            Err(WireError::UnknownType(0x2f))
+        );
+        let challenge = challenge_frame(5);
+        for len in 0..challenge.len() {
+            assert!(parse_frame(&challenge[..len]).is_err());
+        }
+        let mut numbered = challenge;
+        numbered[4] = 1;
+        assert_eq!(
+            parse_frame(&numbered),
+            Err(WireError::Invalid("frame header"))
+        );
+    }
+
+    #[test]
+    fn a_rebind_is_smaller_than_any_data_frame() {
+        assert!(rebind_frame(1).len() < FRAME_HEADER + 1);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = ClientMessage::decode(&bytes);
+            let _ = ServerMessage::decode(&bytes);
+            let _ = parse_frame(&bytes);
+            let _ = crate::wire::classify(&bytes);
+            let mut framer = Framer::default();
+            let mut input = &bytes[..];
+            while let Ok(Some(_)) = framer.next(&mut input) {}
+        }
+    }
+}
