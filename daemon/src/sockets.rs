@@ -1,0 +1,343 @@
+//! The UDP sockets that everything shares: mesh traffic, STUN and QUIC to the relays.
+//!
+//! One socket for each address family, on one port where that is possible. The data thread alone receives; anyone may
+//! send. A send never blocks and never fails towards the caller: what the kernel refuses is counted by reason, because
+//! every protocol above this one has to cope with loss anyway, and a host moves between networks where errors are normal.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use mesh_core::limits;
+use nix::errno::Errno;
+use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrStorage, setsockopt, sockopt};
+use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Kernel buffer in each direction: about 10 ms at 5 Gb/s, for the time that the data thread is busy elsewhere.
+const KERNEL_BUFFER_BYTES: usize = 7 << 20;
+
+/// Mark on every packet that this daemon sends outside the tunnel, so that routing rules can tell them apart
+/// (`ip rule … fwmark`). Spells `MESH`.
+pub const FWMARK: u32 = 0x4d45_5348;
+
+/// How often another port is tried when the one that IPv4 got is taken for IPv6.
+const PORT_ATTEMPTS: usize = 16;
+
+/// Why there is no socket to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The port is taken or may not be used.
+    #[error(
+        "cannot listen on UDP port {port} ({family}): {source}; set another listen_port, or 0 for any"
+    )]
+    Port {
+        /// Port as configured.
+        port: u16,
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// Neither family works.
+    #[error("this host offers neither IPv4 nor IPv6 sockets")]
+    NoFamily,
+}
+
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family of an address.
+    pub const fn of(address: &SocketAddr) -> Self {
+        match address {
+            SocketAddr::V4(_) => Self::V4,
+            SocketAddr::V6(_) => Self::V6,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
+
+/// Datagrams that could not be sent, by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SendErrors {
+    /// No route, network down, or no socket of that family.
+    pub unreachable: u64,
+    /// A firewall on this host refused.
+    pub refused: u64,
+    /// Larger than the link takes.
+    pub too_big: u64,
+    /// The kernel's send buffer was full.
+    pub buffer_full: u64,
+    /// Anything else.
+    pub other: u64,
+}
+
+/// [`SendErrors`] as several threads count them.
+#[derive(Debug, Default)]
+struct SendErrorCounters {
+    unreachable: AtomicU64,
+    refused: AtomicU64,
+    too_big: AtomicU64,
+    buffer_full: AtomicU64,
+    other: AtomicU64,
+}
+
+impl SendErrorCounters {
+    fn count(&self, errno: i32, datagrams: u64) {
+        let counter = match errno {
+            libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::EADDRNOTAVAIL
+            | libc::EAFNOSUPPORT
+            | libc::ECONNREFUSED => &self.unreachable,
+            libc::EPERM | libc::EACCES => &self.refused,
+            libc::EMSGSIZE => &self.too_big,
+            libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM => &self.buffer_full,
+            _ => &self.other,
+        };
+        counter.fetch_add(datagrams, Ordering::Relaxed);
+    }
+
+    fn snapshot(&self) -> SendErrors {
+        SendErrors {
+            unreachable: self.unreachable.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+            too_big: self.too_big.load(Ordering::Relaxed),
+            buffer_full: self.buffer_full.load(Ordering::Relaxed),
+            other: self.other.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// One bound socket with what quinn-udp found out about it.
+#[derive(Debug)]
+struct Bound {
+    socket: Socket,
+    state: UdpSocketState,
+    port: u16,
+}
+
+/// The pair of sockets; at least one of them exists.
+#[derive(Debug)]
+pub struct Sockets {
+    v4: Option<Bound>,
+    v6: Option<Bound>,
+    errors: SendErrorCounters,
+}
+
+impl Sockets {
+    /// Binds both families to `port`, or to any common port for 0.
+    ///
+    /// A host without one of the families gets along with the other.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`] when a port that was asked for is not to be had, or when there is no family at all.
+    pub fn bind(port: u16) -> Result<Self, BindError> {
+        let attempts = if port == 0 { PORT_ATTEMPTS } else { 1 };
+        for attempt in 1..=attempts {
+            let v4 = Bound::open(Family::V4, port)?;
+            let v6 = match Bound::open(Family::V6, v4.as_ref().map_or(port, |bound| bound.port)) {
+                Ok(v6) => v6,
+                Err(_) if port == 0 && attempt < attempts => continue,
+                Err(_) if port == 0 => Bound::open(Family::V6, 0)?,
+                Err(error) => return Err(error),
+            };
+            if v4.is_none() && v6.is_none() {
+                break;
+            }
+            return Ok(Self {
+                v4,
+                v6,
+                errors: SendErrorCounters::default(),
+            });
+        }
+        Err(BindError::NoFamily)
+    }
+
+    fn bound(&self, family: Family) -> Option<&Bound> {
+        match family {
+            Family::V4 => self.v4.as_ref(),
+            Family::V6 => self.v6.as_ref(),
+        }
+    }
+
+    /// Port of the socket of `family`, if there is one.
+    pub fn port(&self, family: Family) -> Option<u16> {
+        self.bound(family).map(|bound| bound.port)
+    }
+
+    /// Descriptor of the socket of `family`, to wait on.
+    pub fn fd(&self, family: Family) -> Option<BorrowedFd<'_>> {
+        self.bound(family).map(|bound| bound.socket.as_fd())
+    }
+
+    /// Datagrams that could not be sent so far.
+    pub fn send_errors(&self) -> SendErrors {
+        self.errors.snapshot()
+    }
+
+    /// Receives what has arrived, one GRO buffer for each of `buffers`.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::WouldBlock`] when nothing has arrived or there is no such socket, else whatever the kernel says.
+    pub fn recv(
+        &self,
+        family: Family,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> io::Result<usize> {
+        let bound = self.bound(family).ok_or(io::ErrorKind::WouldBlock)?;
+        bound.state.recv((&bound.socket).into(), buffers, meta)
+    }
+
+    /// Sends `contents` as datagrams of `segment` bytes each, the last of which may be shorter.
+    pub fn send(&self, remote: SocketAddr, contents: &[u8], segment: usize) {
+        let segment = segment.clamp(1, contents.len().max(1));
+        let Some(bound) = self.bound(Family::of(&remote)) else {
+            self.errors
+                .count(libc::EAFNOSUPPORT, contents.len().div_ceil(segment) as u64);
+            return;
+        };
+        let mut rest = contents;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(bound.burst(segment).min(rest.len()));
+            let Err(error) = bound.transmit(remote, now, segment) else {
+                rest = later;
+                continue;
+            };
+            // A NIC or kernel that refuses segmentation makes quinn-udp give up on it: send the same bytes one by one.
+            let segmented = now.len() > segment;
+            if segmented && bound.state.max_gso_segments() == 1 {
+                continue;
+            }
+            self.errors.count(
+                error.raw_os_error().unwrap_or(0),
+                now.len().div_ceil(segment) as u64,
+            );
+            rest = later;
+        }
+    }
+
+    /// Sends one datagram that lives for `ttl` hops only; the sockets' default stays what it is.
+    pub fn send_with_ttl(&self, remote: SocketAddr, payload: &[u8], ttl: u8) {
+        if let Err(errno) = self.try_send_with_ttl(remote, payload, ttl) {
+            self.errors.count(errno as i32, 1);
+        }
+    }
+
+    fn try_send_with_ttl(&self, remote: SocketAddr, payload: &[u8], ttl: u8) -> Result<(), Errno> {
+        let family = Family::of(&remote);
+        let bound = self.bound(family).ok_or(Errno::EAFNOSUPPORT)?;
+        let ttl = i32::from(ttl);
+        let hops = match family {
+            Family::V4 => ControlMessage::Ipv4Ttl(&ttl),
+            Family::V6 => ControlMessage::Ipv6HopLimit(&ttl),
+        };
+        let iov = [IoSlice::new(payload)];
+        let to = SockaddrStorage::from(remote);
+        let fd = bound.socket.as_raw_fd();
+        socket::sendmsg(fd, &iov, &[hops], MsgFlags::MSG_DONTWAIT, Some(&to)).map(drop)
+    }
+}
+
+impl Bound {
+    /// `Ok(None)` when the host does not have the family.
+    fn open(family: Family, port: u16) -> Result<Option<Self>, BindError> {
+        match Self::try_open(family, port) {
+            Ok(bound) => Ok(Some(bound)),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPFNOSUPPORT)
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(source) => Err(BindError::Port {
+                port,
+                family: family.name(),
+                source,
+            }),
+        }
+    }
+
+    fn try_open(family: Family, port: u16) -> io::Result<Self> {
+        let (domain, any) = match family {
+            Family::V4 => (
+                Domain::IPV4,
+                SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+            ),
+            Family::V6 => (
+                Domain::IPV6,
+                SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+            ),
+        };
+        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        if family == Family::V6 {
+            socket.set_only_v6(true)?;
+        }
+        set_buffers(&socket);
+        // Takes CAP_NET_ADMIN; without it there is no routing rule of ours either that could need it.
+        let _ = setsockopt(&socket, sockopt::Mark, &FWMARK);
+        socket.bind(&any.into())?;
+        let state = UdpSocketState::new((&socket).into())?;
+        // quinn-udp asks for a time stamp on each packet, which makes the kernel read the clock for all that arrive.
+        let _ = setsockopt(&socket, sockopt::ReceiveTimestampns, &false);
+        let port = socket
+            .local_addr()?
+            .as_socket()
+            .map_or(port, |address| address.port());
+        Ok(Self {
+            socket,
+            state,
+            port,
+        })
+    }
+
+    /// Bytes that go into one call for datagrams of `segment` bytes.
+    fn burst(&self, segment: usize) -> usize {
+        let most = self
+            .state
+            .max_gso_segments()
+            .clamp(1, limits::MAX_GSO_SEGMENTS);
+        segment * most.min((limits::MAX_GSO_BYTES / segment).max(1))
+    }
+
+    fn transmit(&self, remote: SocketAddr, contents: &[u8], segment: usize) -> io::Result<()> {
+        let transmit = Transmit {
+            destination: remote,
+            ecn: None,
+            contents,
+            segment_size: (contents.len() > segment).then_some(segment),
+            src_ip: None,
+        };
+        self.state.try_send((&self.socket).into(), &transmit)
+    }
+}
+
+/// As large as the host allows: the FORCE variants pass `net.core.rmem_max` but take CAP_NET_ADMIN.
+fn set_buffers(socket: &Socket) {
+    if setsockopt(socket, sockopt::RcvBufForce, &KERNEL_BUFFER_BYTES).is_err() {
+        let _ = socket.set_recv_buffer_size(KERNEL_BUFFER_BYTES);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &KERNEL_BUFFER_BYTES).is_err() {
+        let _ = socket.set_send_buffer_size(KERNEL_BUFFER_BYTES);
+    }
+}
