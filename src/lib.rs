@@ -2,5 +2,7 @@
 
 pub mod batch;
 pub mod engine;
+pub mod identity;
 pub mod limits;
 pub mod time;
+pub mod wire;
