@@ -93,14 +93,14 @@ impl Control {
             1 => Self::Hello {
                 version: reader.u8()?,
                 instance: reader.u64()?,
-                reply: read_bool(&mut reader)?,
+                reply: reader.bool()?,
             },
             2 => Self::Probe { transaction: reader.u64()? },
             3 => Self::ProbeAck { transaction: reader.u64()? },
             4 => Self::CallMe(CallMe::decode(&mut reader)?),
             5 => Self::Ping { token: reader.u64()? },
             6 => Self::Pong { token: reader.u64()? },
-            _ => return Err(WireError::Invalid),
+            _ => return Err(WireError::Invalid("control message")),
         };
         reader.finish()?;
         Ok(message)
@@ -112,7 +112,7 @@ impl Control {
                 writer.u8(1);
                 writer.u8(*version);
                 writer.u64(*instance);
-                writer.u8(u8::from(*reply));
+                writer.bool(*reply);
             }
             Self::Probe { transaction } => {
                 writer.u8(2);
@@ -141,7 +141,7 @@ impl Control {
 impl CallMe {
     fn encode(&self, writer: &mut Writer<'_>) {
         writer.u32(self.round);
-        writer.u8(u8::from(self.reply));
+        writer.bool(self.reply);
         writer.u8(self.profile.mapping as u8);
         writer.u8(self.profile.filtering as u8);
         let count = self.candidates.len().min(limits::MAX_CANDIDATES);
@@ -153,12 +153,12 @@ impl CallMe {
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         let round = reader.u32()?;
-        let reply = read_bool(reader)?;
-        let mapping = Mapping::from_wire(reader.u8()?).ok_or(WireError::Invalid)?;
-        let filtering = Filtering::from_wire(reader.u8()?).ok_or(WireError::Invalid)?;
+        let reply = reader.bool()?;
+        let mapping = Mapping::from_wire(reader.u8()?).ok_or(WireError::Invalid("mapping"))?;
+        let filtering = Filtering::from_wire(reader.u8()?).ok_or(WireError::Invalid("filtering"))?;
         let count = usize::from(reader.u8()?);
         if count > limits::MAX_CANDIDATES {
-            return Err(WireError::Invalid);
+            return Err(WireError::Invalid("number of candidates"));
         }
         let mut candidates = Vec::with_capacity(count);
         for _ in 0..count {
@@ -170,14 +170,6 @@ impl CallMe {
             candidates,
             profile: NatProfile { mapping, filtering },
         })
-    }
-}
-
-fn read_bool(reader: &mut Reader<'_>) -> Result<bool, WireError> {
-    match reader.u8()? {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(WireError::Invalid),
     }
 }
 

@@ -65,10 +65,26 @@ mod tests {
     #[test]
     fn wireguard_is_told_by_type_and_length() {
         for (kind, len) in [(1, 148), (2, 92), (3, 64), (4, 32), (4, 33), (4, 1452)] {
-            assert_eq!(classify(&wireguard(kind, len)), Protocol::WireGuard, "{kind} {len}");
+            assert_eq!(
+                classify(&wireguard(kind, len)),
+                Protocol::WireGuard,
+                "{kind} {len}"
+            );
         }
-        for (kind, len) in [(0, 148), (1, 147), (1, 149), (2, 93), (3, 63), (4, 31), (5, 148)] {
-            assert_eq!(classify(&wireguard(kind, len)), Protocol::Unknown, "{kind} {len}");
+        for (kind, len) in [
+            (0, 148),
+            (1, 147),
+            (1, 149),
+            (2, 93),
+            (3, 63),
+            (4, 31),
+            (5, 148),
+        ] {
+            assert_eq!(
+                classify(&wireguard(kind, len)),
+                Protocol::Unknown,
+                "{kind} {len}"
+            );
         }
         let mut reserved = wireguard(4, 64);
         reserved[2] = 1;
@@ -117,7 +133,10 @@ mod tests {
     #[test]
     fn a_channel_numbered_like_the_stun_cookie_stays_a_frame() {
         let mut frame = [0; 20];
-        relay::write_data_header(&mut frame, u32::from_be_bytes(stun::MAGIC_COOKIE).swap_bytes());
+        relay::write_data_header(
+            &mut frame,
+            u32::from_be_bytes(stun::MAGIC_COOKIE).swap_bytes(),
+        );
         assert_eq!(frame[4..8], stun::MAGIC_COOKIE);
         assert_eq!(classify(&frame), Protocol::RelayFrame);
     }

@@ -86,7 +86,8 @@ pub enum ServerMessage {
         /// A WireGuard packet.
         packet: Vec<u8>,
     },
-    /// A channel to a peer is open, because we or the peer asked for it, or its peer has a new address.
+    /// A channel to a peer is open, because we or the peer asked for it; asking again yields the same number and the
+    /// peer's present address.
     Channel {
         /// The other side.
         peer: NodeId,
