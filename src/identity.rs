@@ -1,10 +1,11 @@
 //! Who a node is: keys, the IDs made of them, and the overlay addresses made of the IDs.
 //!
-//! A node's ID *is* its ed25519 public key, and its WireGuard key is the X25519 form of the same key, so that knowing an
-//! ID is enough to reach and to authenticate a node. That only holds if one key has one spelling: [`NodeId`] therefore
-//! refuses every encoding but the canonical one, and every point outside the prime-order group.
+//! A node's ID *is* its ed25519 public key, and its WireGuard key is the X25519 form of the same key, so that
+//! knowing an ID is enough to reach and to authenticate a node. That only holds if one key has one spelling:
+//! [`NodeId`] therefore refuses every encoding but the canonical one, and every point outside the prime-order group.
 
 mod relay_url;
+mod wireguard_key;
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -19,6 +20,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 pub use relay_url::{RelayUrl, RelayUrlError};
+pub use wireguard_key::{WireGuardKeyError, format_wireguard_key, parse_wireguard_key};
 
 /// Characters of a 32-byte ID or seed in base32 without padding: ⌈256 / 5⌉.
 const TEXT_LEN: usize = 52;
@@ -81,12 +83,12 @@ impl NodeId {
     ///
     /// # Errors
     ///
-    /// If they are no curve point, not its canonical encoding (RFC 8032, section 5.1.3), or if the point has a component
-    /// of small order.
+    /// If they are no curve point, not its canonical encoding (RFC 8032, section 5.1.3), or if the point has a
+    /// component of small order.
     pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, IdError> {
         let key = VerifyingKey::from_bytes(bytes).map_err(|_| IdError::NotAPoint)?;
         let point = key.to_edwards();
-        // Decompression takes y modulo the field's prime, and a sign of the x that is zero: compare with the one encoding.
+        // Decompression takes y modulo the field's prime, and any sign for x = 0: compare with the one encoding.
         if point.compress().as_bytes() != bytes {
             return Err(IdError::NotCanonical);
         }

@@ -49,7 +49,8 @@ pub enum RelayUrlError {
 
 /// The address of a relay with the key that it must prove.
 ///
-/// Parsing brings the host into one form (lower case; addresses as RFC 5952 writes them), so that equal relays compare equal.
+/// Parsing brings the host into one form (lower case; addresses as RFC 5952 writes them), so that equal relays
+/// compare equal.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelayUrl {
     /// The relay's key; no certificate is involved.

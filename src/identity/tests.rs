@@ -273,6 +273,62 @@ fn nothing_prints_the_secret() {
     assert!(!error.to_string().contains("dhpp7"));
 }
 
+#[test]
+fn wireguard_keys_read_back() {
+    let key = rfc_identity().id().to_wireguard();
+    let text = format_wireguard_key(&key);
+    assert_eq!(text.len(), 44);
+    assert_eq!(parse_wireguard_key(&text), Ok(key));
+}
+
+#[test]
+fn malformed_wireguard_keys_are_refused() {
+    let text = format_wireguard_key(&rfc_identity().id().to_wireguard());
+    for malformed in [
+        "",
+        TEXT,
+        &text[..43],
+        &format!("{text}="),
+        &format!("é{}", &text[2..]),
+    ] {
+        assert_eq!(
+            parse_wireguard_key(malformed),
+            Err(WireGuardKeyError::Format),
+            "{malformed:?}"
+        );
+    }
+    // The last character before the padding carries two bits that must be zero.
+    let trailing = format!("{}B=", "A".repeat(42));
+    assert_eq!(
+        parse_wireguard_key(&trailing),
+        Err(WireGuardKeyError::Format)
+    );
+}
+
+#[test]
+fn weak_and_non_canonical_wireguard_keys_are_refused() {
+    for point in EIGHT_TORSION {
+        let text = format_wireguard_key(&point.to_montgomery().to_bytes());
+        assert_eq!(
+            parse_wireguard_key(&text),
+            Err(WireGuardKeyError::SmallOrder)
+        );
+    }
+    let mut high = rfc_identity().id().to_wireguard();
+    high[31] |= 0x80;
+    let mut prime = [0xff; 32];
+    (prime[0], prime[31]) = (0xed, 0x7f);
+    for key in [high, prime, [0xff; 32]] {
+        assert_eq!(
+            parse_wireguard_key(&format_wireguard_key(&key)),
+            Err(WireGuardKeyError::NotCanonical)
+        );
+    }
+    let mut below = prime;
+    below[0] = 0xeb;
+    assert!(parse_wireguard_key(&format_wireguard_key(&below)).is_ok());
+}
+
 fn point(identity: &Identity) -> EdwardsPoint {
     let point = identity.key.verifying_key().to_edwards();
     assert_ne!(point, ED25519_BASEPOINT_POINT);
@@ -395,6 +451,7 @@ proptest! {
         let _ = text.parse::<NodeId>();
         let _ = text.parse::<NetworkId>();
         let _ = text.parse::<RelayUrl>();
+        let _ = parse_wireguard_key(&text);
         let _ = Identity::parse_file(&text);
         if let Ok(parsed) = url(&rest) {
             prop_assert_eq!(parsed.to_string().parse(), Ok(parsed));
