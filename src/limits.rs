@@ -11,7 +11,7 @@ pub const MAX_GSO_SEGMENTS: usize = 64;
 /// Bytes in one UDP GSO send: 65,535 less the IPv6 and UDP headers.
 pub const MAX_GSO_BYTES: usize = 65_487;
 /// Inner packets collected before they are written to TUN.
-pub const TUN_BATCH_PACKETS: usize = 128;
+pub const TUN_BATCH_PACKETS: usize = 192;
 /// Spare bytes before each inner packet: the kernel's 10-byte `virtio_net_hdr`, rounded up.
 pub const TUN_HEADROOM: usize = 16;
 /// Capacity of each TUN buffer: coalescing needs room for a 64 KiB super-packet.
@@ -26,6 +26,38 @@ pub const MAX_NETWORKS: usize = 64;
 pub const MAX_PEERS: usize = 16_384;
 /// Relays in one network; each costs a warm connection.
 pub const MAX_RELAYS: usize = 8;
+/// Overlay addresses of one node beside the derived one.
+pub const MAX_ADDRESSES: usize = 16;
+/// Prefixes behind one peer.
+pub const MAX_ROUTES: usize = 256;
+/// Static endpoints of one peer; each is probed.
+pub const MAX_ENDPOINTS: usize = 8;
+
+/// Inner packets that wait for one peer's session: a TCP start with its retransmissions.
+pub const QUEUED_PACKETS: usize = 32;
+/// Handshake messages per second and network that are answered without asking for a cookie. WireGuard's own limit is
+/// load-dependent; a mesh host has few peers that start at once.
+pub const HANDSHAKES_PER_SECOND: u64 = 200;
+
+/// Addresses in one list of candidates, ours or a peer's.
+pub const MAX_CANDIDATES: usize = 16;
+/// Paths kept for one peer: all candidates of a punch, each relay, and some to spare.
+pub const MAX_PATHS: usize = 28;
+/// Configured endpoints that handshakes go to.
+pub const MAX_ENDPOINTS: usize = 4;
+/// Probes that wait for an answer on one path: a punch sends seven within the first second.
+pub const PROBES_IN_FLIGHT: usize = 8;
+/// Data that nothing answers for this long is reason to probe: an application may take time to reply.
+pub const MIN_SUSPICION: Duration = Duration::from_millis(400);
+
+/// Overlay pings that wait for one peer.
+pub const MAX_PINGS: usize = 16;
+/// `netcheck` commands that wait.
+pub const MAX_NETCHECKS: usize = 16;
+/// QUIC datagrams handed over in one batch.
+pub const MAX_QUIC_BATCH: usize = 256;
+/// Answers per second to what a relay's address asks without authentication (challenges, rebinds).
+pub const RELAY_ANSWERS_PER_SECOND: u32 = 10;
 
 /// How long an answer to anything inside the tunnel is waited for at most.
 pub const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
