@@ -321,11 +321,16 @@ impl Bound {
     }
 
     fn transmit(&self, remote: SocketAddr, contents: &[u8], segment: usize) -> io::Result<()> {
+        if contents.len() <= segment {
+            // Not by quinn-udp: it takes EINVAL, which any senseless address gives, for a lack of segmentation offload
+            // and would never segment again.
+            return self.socket.send_to(contents, &remote.into()).map(drop);
+        }
         let transmit = Transmit {
             destination: remote,
             ecn: None,
             contents,
-            segment_size: (contents.len() > segment).then_some(segment),
+            segment_size: Some(segment),
             src_ip: None,
         };
         self.state.try_send((&self.socket).into(), &transmit)
@@ -339,5 +344,185 @@ fn set_buffers(socket: &Socket) {
     }
     if setsockopt(socket, sockopt::SndBufForce, &KERNEL_BUFFER_BYTES).is_err() {
         let _ = socket.set_send_buffer_size(KERNEL_BUFFER_BYTES);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use nix::cmsg_space;
+    use nix::sys::socket::ControlMessageOwned;
+
+    use super::*;
+
+    fn loopback(family: Family, port: u16) -> SocketAddr {
+        match family {
+            Family::V4 => (Ipv4Addr::LOCALHOST, port).into(),
+            Family::V6 => (Ipv6Addr::LOCALHOST, port).into(),
+        }
+    }
+
+    /// Receives until `count` datagrams have come, cut apart as the engine does it.
+    fn receive(sockets: &Sockets, family: Family, count: usize) -> Vec<Vec<u8>> {
+        let mut storage = vec![0; quinn_udp::BATCH_SIZE * 65_536];
+        let mut datagrams = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while datagrams.len() < count && Instant::now() < deadline {
+            let mut buffers: Vec<_> = storage.chunks_mut(65_536).map(IoSliceMut::new).collect();
+            let mut meta = [RecvMeta::default(); quinn_udp::BATCH_SIZE];
+            match sockets.recv(family, &mut buffers, &mut meta) {
+                Ok(received) => {
+                    for (meta, buffer) in meta.iter().zip(&buffers).take(received) {
+                        datagrams
+                            .extend(buffer[..meta.len].chunks(meta.stride).map(<[u8]>::to_vec));
+                    }
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+        datagrams
+    }
+
+    fn burst(segment: usize, count: usize, last: usize) -> (Vec<u8>, Vec<Vec<u8>>) {
+        let datagrams: Vec<Vec<u8>> = (0..count)
+            .map(|i| vec![i as u8; if i + 1 == count { last } else { segment }])
+            .collect();
+        (datagrams.concat(), datagrams)
+    }
+
+    #[test]
+    fn both_families_share_a_port() {
+        let sockets = Sockets::bind(0).unwrap();
+        assert_ne!(sockets.port(Family::V4), Some(0));
+        if sockets.port(Family::V6).is_some() {
+            assert_eq!(sockets.port(Family::V4), sockets.port(Family::V6));
+        }
+    }
+
+    #[test]
+    fn a_taken_port_is_named() {
+        let first = Sockets::bind(0).unwrap();
+        let port = first.port(Family::V4).unwrap();
+        let error = Sockets::bind(port).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("UDP port {port} (IPv4)")),
+            "{error}"
+        );
+        assert!(error.contains("listen_port"), "{error}");
+    }
+
+    #[test]
+    fn a_burst_arrives_as_the_datagrams_it_was_made_of() {
+        for family in [Family::V4, Family::V6] {
+            let (sender, receiver) = (Sockets::bind(0).unwrap(), Sockets::bind(0).unwrap());
+            let Some(port) = receiver.port(family) else {
+                continue;
+            };
+            // More than one GSO send can carry, with a shorter last one.
+            let (bytes, expected) = burst(1_328, 150, 77);
+            sender.send(loopback(family, port), &bytes, 1_328);
+            assert_eq!(receive(&receiver, family, expected.len()), expected);
+            assert_eq!(sender.send_errors(), SendErrors::default());
+        }
+    }
+
+    #[test]
+    fn a_burst_goes_out_one_by_one_when_segmentation_is_refused() {
+        let (sender, receiver) = (Sockets::bind(0).unwrap(), Sockets::bind(0).unwrap());
+        let on: libc::c_int = 1;
+        // SAFETY: the descriptor is open, and the value is a C int whose size is given.
+        let rc = unsafe {
+            libc::setsockopt(
+                sender.v4.as_ref().unwrap().socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_NO_CHECK,
+                (&raw const on).cast(),
+                size_of_val(&on) as libc::socklen_t,
+            )
+        };
+        assert_eq!(rc, 0);
+        let (bytes, expected) = burst(1_000, 20, 1_000);
+        let to = loopback(Family::V4, receiver.port(Family::V4).unwrap());
+        sender.send(to, &bytes, 1_000);
+        assert_eq!(receive(&receiver, Family::V4, expected.len()), expected);
+        assert_eq!(sender.v4.as_ref().unwrap().state.max_gso_segments(), 1);
+        assert_eq!(sender.send_errors(), SendErrors::default());
+    }
+
+    /// TTL or hop limit of the next datagram at `socket`.
+    fn received_ttl(socket: &Socket) -> i32 {
+        let mut payload = [0; 64];
+        let mut iov = [IoSliceMut::new(&mut payload)];
+        let mut control = cmsg_space!(i32);
+        let message = socket::recvmsg::<SockaddrStorage>(
+            socket.as_raw_fd(),
+            &mut iov,
+            Some(&mut control),
+            MsgFlags::empty(),
+        )
+        .unwrap();
+        message
+            .cmsgs()
+            .unwrap()
+            .find_map(|message| match message {
+                ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
+                    Some(ttl)
+                }
+                _ => None,
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn a_ttl_holds_for_its_datagram_alone() {
+        let sender = Sockets::bind(0).unwrap();
+        for family in [Family::V4, Family::V6] {
+            if sender.port(family).is_none() {
+                continue;
+            }
+            let domain = if family == Family::V4 {
+                Domain::IPV4
+            } else {
+                Domain::IPV6
+            };
+            let receiver = Socket::new(domain, Type::DGRAM, None).unwrap();
+            receiver.bind(&loopback(family, 0).into()).unwrap();
+            receiver
+                .set_read_timeout(Some(Duration::from_secs(5)))
+                .unwrap();
+            match family {
+                Family::V4 => setsockopt(&receiver, sockopt::Ipv4RecvTtl, &true).unwrap(),
+                Family::V6 => setsockopt(&receiver, sockopt::Ipv6RecvHopLimit, &true).unwrap(),
+            }
+            let to = receiver.local_addr().unwrap().as_socket().unwrap();
+            sender.send_with_ttl(to, b"opener", 3);
+            assert_eq!(received_ttl(&receiver), 3);
+            sender.send(to, b"data", 4);
+            assert_eq!(received_ttl(&receiver), 64);
+        }
+        assert_eq!(sender.send_errors(), SendErrors::default());
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_counted() {
+        let sockets = Sockets::bind(0).unwrap();
+        // Broadcast takes SO_BROADCAST; port 0 is no destination.
+        sockets.send((Ipv4Addr::BROADCAST, 9).into(), &[0; 30], 10);
+        sockets.send_with_ttl((Ipv4Addr::LOCALHOST, 0).into(), b"x", 1);
+        let errors = sockets.send_errors();
+        assert_eq!(errors.refused, 3);
+        assert_eq!(errors.other, 1);
+    }
+
+    #[test]
+    fn a_senseless_address_does_not_cost_segmentation() {
+        let sockets = Sockets::bind(0).unwrap();
+        sockets.send((Ipv4Addr::LOCALHOST, 0).into(), b"x", 1);
+        assert_eq!(sockets.send_errors().other, 1);
+        assert!(sockets.v4.unwrap().state.max_gso_segments() > 1);
     }
 }

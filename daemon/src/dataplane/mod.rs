@@ -9,6 +9,7 @@
 
 mod clock;
 mod counters;
+mod egress;
 mod outbox;
 mod requests;
 mod tun;
@@ -194,7 +195,9 @@ impl DataPlane {
         let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
         let (quic_sender, quic) = mpsc::channel(QUIC_QUEUE);
         let (outbox, outputs) = outbox::Outbox::new();
-        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
+        let wake = Arc::new(EventFd::from_flags(
+            EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
+        )?);
         let mut worker = worker::Worker::new(
             seed,
             sockets,
@@ -222,7 +225,11 @@ impl DataPlane {
     ///
     /// [`CommandError::Stopped`] and [`CommandError::Timeout`].
     pub async fn send(&self, command: Command) -> Result<(), CommandError> {
-        match self.commands.send_timeout(command, limits::CONTROL_TIMEOUT).await {
+        match self
+            .commands
+            .send_timeout(command, limits::CONTROL_TIMEOUT)
+            .await
+        {
             Ok(()) => {}
             Err(mpsc::error::SendTimeoutError::Timeout(_)) => return Err(CommandError::Timeout),
             Err(mpsc::error::SendTimeoutError::Closed(_)) => return Err(CommandError::Stopped),

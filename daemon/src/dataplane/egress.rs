@@ -1,0 +1,156 @@
+//! Everything that leaves the data thread: datagrams, inner packets, QUIC for the relay client, and news.
+
+use std::sync::Arc;
+
+use mesh_core::batch::Batches;
+use mesh_core::engine::{Engine, Event, NetworkIndex, Output, RelayEvent, RelayHandle};
+use mesh_core::limits;
+use mesh_core::time::Instant;
+use tokio::sync::mpsc;
+use tun_rs::GROTable;
+
+use super::QuicDatagram;
+use super::counters::Counters;
+use super::outbox::Outbox;
+use super::requests::Requests;
+use super::tun::TunPort;
+use crate::sockets::Sockets;
+
+/// Where the engine's output goes.
+pub(crate) struct Egress {
+    pub(crate) sockets: Arc<Sockets>,
+    /// What the engine writes into; empty after [`Self::settle`].
+    pub(crate) batches: Batches,
+    /// Devices by network index.
+    pub(crate) tuns: Vec<Option<TunPort>>,
+    pub(crate) requests: Requests,
+    pub(crate) counters: Counters,
+    outbox: Outbox,
+    quic: mpsc::Sender<QuicDatagram>,
+    table: GROTable,
+    /// An overflow of the outbox is logged once, and counted.
+    overflow_reported: bool,
+}
+
+impl Egress {
+    pub(crate) fn new(
+        sockets: Arc<Sockets>,
+        outbox: Outbox,
+        quic: mpsc::Sender<QuicDatagram>,
+    ) -> Self {
+        Self {
+            sockets,
+            batches: Batches::default(),
+            tuns: (0..limits::MAX_NETWORKS).map(|_| None).collect(),
+            requests: Requests::default(),
+            counters: Counters::default(),
+            outbox,
+            quic,
+            table: GROTable::new(),
+            overflow_reported: false,
+        }
+    }
+
+    /// The device of a network.
+    pub(crate) fn tun(&mut self, network: NetworkIndex) -> Option<&mut TunPort> {
+        self.tuns.get_mut(usize::from(network.0))?.as_mut()
+    }
+
+    /// True if the engine wants to hear of this dial.
+    pub(crate) fn is_current(&self, id: super::DialId) -> bool {
+        self.outbox.is_current(id)
+    }
+
+    /// Hands sealed datagrams to the kernel.
+    pub(crate) fn flush_send(&mut self) {
+        for (run, bytes) in self.batches.send.runs() {
+            self.counters.datagrams_sent += bytes.len().div_ceil(run.segment.max(1)) as u64;
+            self.sockets.send(run.remote, bytes, run.segment);
+        }
+        self.batches.send.clear();
+    }
+
+    /// Writes opened packets to their devices.
+    pub(crate) fn flush_tun(&mut self) {
+        for (network, packets) in self.batches.tun.groups() {
+            // A network that has just lost its device has no place for them.
+            if let Some(Some(port)) = self.tuns.get_mut(usize::from(network.0)) {
+                port.write(&mut self.table, packets, &mut self.counters);
+            }
+        }
+        self.batches.tun.clear();
+    }
+
+    /// Sends what is in the batches and does what the engine asks for, after each batch of inputs.
+    pub(crate) fn settle(&mut self, engine: &mut Engine, now: Instant) {
+        self.flush();
+        let mut failed_dials = Vec::new();
+        while let Some(output) = engine.poll_output() {
+            self.output(output, &mut failed_dials);
+        }
+        for relay in failed_dials {
+            let reason = "the daemon is overloaded".to_owned();
+            engine.handle_relay(now, relay, RelayEvent::Closed { reason }, &mut self.batches);
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.flush_send();
+        self.flush_tun();
+        for datagram in self.batches.quic.drain(..) {
+            // QUIC repeats what gets lost.
+            if self.quic.try_send(datagram).is_err() {
+                self.counters.quic_queue_full += 1;
+            }
+        }
+    }
+
+    fn output(&mut self, output: Output, failed_dials: &mut Vec<RelayHandle>) {
+        match output {
+            Output::Datagram {
+                remote,
+                ttl,
+                payload,
+            } => {
+                self.counters.datagrams_sent += 1;
+                match ttl {
+                    Some(ttl) => self.sockets.send_with_ttl(remote, &payload, ttl),
+                    None => self.sockets.send(remote, &payload, payload.len()),
+                }
+            }
+            Output::Relay(relay, action) => {
+                if self.outbox.relay(relay, action).is_err() {
+                    self.report_overflow();
+                    failed_dials.push(relay);
+                }
+            }
+            Output::Event(Event::Pong { token, answer }) => self.requests.pong(token, answer),
+            Output::Event(Event::Netcheck { token, report }) => {
+                self.requests.netcheck(token, report)
+            }
+            Output::Event(event) => {
+                if self.outbox.event(event).is_err() {
+                    self.report_overflow();
+                }
+            }
+        }
+    }
+
+    /// Tells the daemon that a device is gone.
+    pub(crate) fn tun_lost(&mut self, network: NetworkIndex) {
+        if self.outbox.tun_lost(network).is_err() {
+            self.report_overflow();
+        }
+    }
+
+    fn report_overflow(&mut self) {
+        self.counters.output_queue_full += 1;
+        if !self.overflow_reported {
+            self.overflow_reported = true;
+            tracing::warn!(
+                "the daemon does not keep up with the data plane: events and relay messages are lost"
+            );
+        }
+    }
+}

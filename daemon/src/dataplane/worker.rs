@@ -1,0 +1,379 @@
+//! The data thread: wait, take a batch from whatever is ready, repeat.
+//!
+//! Each pass takes at most one batch from each source that is ready, so that no source starves another, and timers and
+//! commands get their turn. A source stays ready until it said that it is empty; the thread sleeps only when all are.
+//! The wait is epoll, level-triggered: what a pass leaves behind is found again by the next.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use mesh_core::engine::{Engine, NetworkIndex, NetworkSetup};
+use mesh_core::limits;
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::EventFd;
+use tokio::sync::mpsc;
+
+use super::clock::{self, Timer};
+use super::egress::Egress;
+use super::outbox::Outbox;
+use super::tun::{Read, TunInput, TunPort};
+use super::udp::UdpInput;
+use super::{Command, QuicDatagram, StatusReport};
+use crate::sockets::{Family, Sockets};
+
+/// Reads from one TUN device in a pass: up to 1 MiB, about as much as one receive from a socket yields.
+const TUN_READS: usize = 16;
+/// Commands in a pass.
+const COMMANDS: usize = 64;
+
+/// What epoll reports for each descriptor; devices follow, by network index.
+const TOKEN_WAKE: u64 = 0;
+const TOKEN_TIMER: u64 = 1;
+const TOKEN_UDP: [u64; 2] = [2, 3];
+const TOKEN_TUN: u64 = 4;
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// The thread's ends of its queues.
+pub(crate) struct Queues {
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) wake: Arc<EventFd>,
+    pub(crate) outbox: Outbox,
+    pub(crate) quic: mpsc::Sender<QuicDatagram>,
+}
+
+/// Sources that may have something.
+#[derive(Debug, Default)]
+struct Ready {
+    commands: bool,
+    udp: [bool; 2],
+    /// One bit for each network index.
+    tun: u64,
+}
+
+const _: () = assert!(limits::MAX_NETWORKS <= u64::BITS as usize);
+
+impl Ready {
+    fn any(&self) -> bool {
+        self.commands || self.udp != [false; 2] || self.tun != 0
+    }
+}
+
+/// The data thread's state.
+pub(crate) struct Worker {
+    engine: Engine,
+    egress: Egress,
+    udp: UdpInput,
+    tun: TunInput,
+    commands: mpsc::Receiver<Command>,
+    wake: Arc<EventFd>,
+    timer: Timer,
+    epoll: Epoll,
+    ready: Ready,
+    running: bool,
+}
+
+impl Worker {
+    /// # Errors
+    ///
+    /// When the kernel gives no descriptors.
+    pub(crate) fn new(seed: [u8; 32], sockets: Arc<Sockets>, queues: Queues) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let timer = Timer::new()?;
+        epoll.add(queues.wake.as_fd(), readable(TOKEN_WAKE))?;
+        epoll.add(timer.as_fd(), readable(TOKEN_TIMER))?;
+        for (family, token) in FAMILIES.into_iter().zip(TOKEN_UDP) {
+            if let Some(fd) = sockets.fd(family) {
+                epoll.add(fd, readable(token))?;
+            }
+        }
+        Ok(Self {
+            engine: Engine::new(seed, clock::now()),
+            egress: Egress::new(sockets, queues.outbox, queues.quic),
+            udp: UdpInput::new(),
+            tun: TunInput::new(),
+            commands: queues.commands,
+            wake: queues.wake,
+            timer,
+            epoll,
+            ready: Ready::default(),
+            running: true,
+        })
+    }
+
+    /// Until [`Command::Shutdown`].
+    pub(crate) fn run(&mut self) {
+        while self.running {
+            self.handle_timeout();
+            self.wait();
+            self.pass();
+        }
+    }
+
+    /// Lets the engine do what is due, and makes sure to be there for what comes next.
+    fn handle_timeout(&mut self) {
+        let now = clock::now();
+        if self.engine.poll_timeout().is_some_and(|due| due <= now) {
+            self.engine.handle_timeout(now, &mut self.egress.batches);
+            self.egress.settle(&mut self.engine, now);
+        }
+        self.timer.arm(self.engine.poll_timeout());
+    }
+
+    /// Sleeps unless something is left to do, and notes what is ready.
+    fn wait(&mut self) {
+        let timeout = if self.ready.any() {
+            EpollTimeout::ZERO
+        } else {
+            self.egress.counters.wakeups += 1;
+            EpollTimeout::NONE
+        };
+        let mut events = [EpollEvent::empty(); 16];
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            // Only a descriptor that is no epoll gives another error.
+            Err(errno) => panic!("epoll_wait: {errno}"),
+        };
+        for event in &events[..count] {
+            match event.data() {
+                TOKEN_WAKE => {
+                    // First the counter, then the queue: a command that comes in between wakes us again.
+                    let _ = self.wake.read();
+                    self.ready.commands = true;
+                }
+                TOKEN_TIMER => self.timer.fired(),
+                token if token < TOKEN_TUN => {
+                    self.ready.udp[(token - TOKEN_UDP[0]) as usize] = true
+                }
+                token => self.ready.tun |= 1 << (token - TOKEN_TUN),
+            }
+        }
+    }
+
+    fn pass(&mut self) {
+        for (index, family) in FAMILIES.into_iter().enumerate() {
+            if self.ready.udp[index] {
+                self.ready.udp[index] = self.receive(family);
+            }
+        }
+        let mut tuns = self.ready.tun;
+        while tuns != 0 {
+            let index = tuns.trailing_zeros();
+            tuns &= tuns - 1;
+            if !self.read_tun(index as u16) {
+                self.ready.tun &= !(1 << index);
+            }
+        }
+        if self.ready.commands {
+            self.ready.commands = self.run_commands();
+        }
+    }
+
+    /// One receive; true if there may be more.
+    fn receive(&mut self, family: Family) -> bool {
+        let drained = match self.udp.receive(&self.egress.sockets, family) {
+            Ok(drained) => drained,
+            Err(error) => {
+                let nothing = error.kind() == io::ErrorKind::WouldBlock;
+                self.egress.counters.udp_receive_errors += u64::from(!nothing);
+                return false;
+            }
+        };
+        let now = clock::now();
+        // Each datagram becomes one inner packet at most. Written in bursts across messages, because not every sender's
+        // datagrams arrive coalesced.
+        let mut in_batch = 0;
+        for received in self.udp.batches() {
+            let count = received.count();
+            self.egress.counters.datagrams_received += count as u64;
+            if in_batch + count > limits::TUN_BATCH_PACKETS {
+                self.egress.flush_tun();
+                in_batch = 0;
+            }
+            in_batch += count;
+            self.engine.handle_udp(
+                now,
+                received.remote,
+                received.data,
+                received.stride,
+                &mut self.egress.batches,
+            );
+            // Answers are rare, and may be what somebody waits for.
+            self.egress.flush_send();
+        }
+        self.egress.settle(&mut self.engine, now);
+        !drained
+    }
+
+    /// Several reads from the device of a network; true if there may be more.
+    fn read_tun(&mut self, index: u16) -> bool {
+        let network = NetworkIndex(index);
+        let mut more = true;
+        for _ in 0..TUN_READS {
+            let Some(port) = self.egress.tun(network) else {
+                more = false;
+                break;
+            };
+            match port.read(&mut self.tun) {
+                Read::Packets(count) => self.seal(network, count),
+                Read::Empty => {
+                    more = false;
+                    break;
+                }
+                Read::Failed => self.egress.counters.tun_read_errors += 1,
+                Read::Lost => {
+                    self.lose_tun(network);
+                    more = false;
+                    break;
+                }
+            }
+        }
+        self.egress.settle(&mut self.engine, clock::now());
+        more
+    }
+
+    /// Packets that a read yielded; datagrams collect in the batch until it is full, so that each send carries as many
+    /// as it can, across reads.
+    fn seal(&mut self, network: NetworkIndex, count: usize) {
+        let now = clock::now();
+        self.egress.counters.packets_from_tun += count as u64;
+        for packet in self.tun.packets(count) {
+            self.engine
+                .handle_tun(now, network, packet, &mut self.egress.batches);
+            if self.egress.batches.send.is_full() {
+                self.egress.flush_send();
+            }
+            if self.egress.batches.tun.is_full() {
+                self.egress.flush_tun();
+            }
+        }
+    }
+
+    /// The interface was deleted under us: waiting on its descriptor would return at once for ever.
+    fn lose_tun(&mut self, network: NetworkIndex) {
+        self.close_tun(network);
+        tracing::warn!(network = network.0, "the network's interface is gone");
+        self.egress.tun_lost(network);
+    }
+
+    fn close_tun(&mut self, network: NetworkIndex) {
+        let slot = self.egress.tuns.get_mut(usize::from(network.0));
+        if let Some(port) = slot.and_then(Option::take) {
+            // Closing the descriptor would do, were it not duplicated into a child by then.
+            let _ = self.epoll.delete(port.as_fd());
+            self.ready.tun &= !(1 << port.network().0);
+        }
+    }
+
+    /// True if there may be more.
+    fn run_commands(&mut self) -> bool {
+        for _ in 0..COMMANDS {
+            match self.commands.try_recv() {
+                Ok(command) => self.run_command(command),
+                Err(mpsc::error::TryRecvError::Empty) => return false,
+                Err(mpsc::error::TryRecvError::Disconnected) => {
+                    self.running = false;
+                    return false;
+                }
+            }
+            self.egress.settle(&mut self.engine, clock::now());
+        }
+        true
+    }
+
+    // Whoever asked may have given up: failures to reply are of no interest.
+    fn run_command(&mut self, command: Command) {
+        let now = clock::now();
+        match command {
+            Command::AddNetwork {
+                index,
+                setup,
+                tun,
+                reply,
+            } => {
+                let _ = reply.send(self.add_network(index, *setup, tun));
+            }
+            Command::UpdateNetwork {
+                index,
+                setup,
+                reply,
+            } => {
+                let result = self.engine.update_network(now, index, *setup);
+                let _ = reply.send(result.map_err(|error| error.to_string()));
+            }
+            Command::RemoveNetwork { index, reply } => {
+                self.engine.remove_network(now, index);
+                self.egress.settle(&mut self.engine, now);
+                self.close_tun(index);
+                let _ = reply.send(Ok(()));
+            }
+            Command::LocalAddresses(addresses) => {
+                let [v4, v6] = FAMILIES.map(|family| self.egress.sockets.port(family));
+                self.engine.set_local_addresses(now, &addresses, v4, v6);
+            }
+            Command::Relay(id, event) => {
+                if self.egress.is_current(id) {
+                    self.engine
+                        .handle_relay(now, id.relay, event, &mut self.egress.batches);
+                }
+            }
+            Command::Ping {
+                network,
+                peer,
+                timeout,
+                reply,
+            } => {
+                if let Some(token) = self.egress.requests.add_ping(reply) {
+                    let batches = &mut self.egress.batches;
+                    self.engine
+                        .ping(now, network, peer, token, timeout, batches);
+                }
+            }
+            Command::Netcheck { network, reply } => {
+                if let Some(token) = self.egress.requests.add_netcheck(reply) {
+                    self.engine.netcheck(now, network, token);
+                }
+            }
+            Command::Status { reply } => {
+                let _ = reply.send(StatusReport {
+                    networks: self.engine.status(now),
+                    drops: self.engine.drops(),
+                    counters: self.egress.counters,
+                    send_errors: self.egress.sockets.send_errors(),
+                });
+            }
+            Command::Shutdown => self.running = false,
+        }
+    }
+
+    fn add_network(
+        &mut self,
+        index: NetworkIndex,
+        setup: NetworkSetup,
+        tun: tun_rs::SyncDevice,
+    ) -> Result<(), String> {
+        match self.egress.tuns.get(usize::from(index.0)) {
+            None => return Err(format!("more than {} networks", limits::MAX_NETWORKS)),
+            Some(Some(_)) => return Err("the network is up already".to_owned()),
+            Some(None) => {}
+        }
+        let port = TunPort::new(index, tun).map_err(|error| format!("the TUN device: {error}"))?;
+        self.engine
+            .add_network(clock::now(), index, setup)
+            .map_err(|error| error.to_string())?;
+        let token = TOKEN_TUN + u64::from(index.0);
+        if let Err(errno) = self.epoll.add(port.as_fd(), readable(token)) {
+            self.engine.remove_network(clock::now(), index);
+            return Err(format!("the TUN device: {errno}"));
+        }
+        self.egress.tuns[usize::from(index.0)] = Some(port);
+        Ok(())
+    }
+}
+
+fn readable(token: u64) -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLIN, token)
+}
