@@ -1,0 +1,30 @@
+//! The lab: the real programs in network namespaces behind real nftables NATs.
+//!
+//! A test is a [`scenario`]. It builds an [`Internet`] of namespaces, starts [`Relay`]s and [`Node`]s in them and asks the
+//! nodes, through `meshctl`, what they see. Nothing outlives it: namespaces are anonymous and held by descriptors,
+//! processes die with the value that started them (and with the thread that did, should the test be killed), files
+//! lie in one temporary directory. Whatever a scenario is about, its end also checks that no program crashed
+//! and that no log holds a secret or a piece of payload.
+
+mod hygiene;
+mod nat;
+mod netns;
+mod node;
+mod process;
+mod relay;
+mod scenario;
+mod topology;
+mod transfer;
+mod wait;
+mod wireguard;
+
+pub use nat::{Allocation, Behaviour, Dependence, Nat, WanInput};
+pub use netns::Namespace;
+pub use node::{Node, Output, PeerConfig, Settings, pong_path};
+pub use process::Program;
+pub use relay::Relay;
+pub use scenario::{Lab, scenario};
+pub use topology::{Internet, Router, TwoNats};
+pub use transfer::{Pattern, Received, receive, send};
+pub use wait::{until, within};
+pub use wireguard::WireGuardGo;

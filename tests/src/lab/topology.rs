@@ -1,0 +1,230 @@
+//! An internet of namespaces: a router in the middle, sites around it.
+//!
+//! Site number n has 44.128.n.2, and 2a00:a000:n::2 when IPv6 is on, at the far end of a cable to the middle; if it is a [`Router`],
+//! its LAN is 192.168.n.0/24 and 2a00:a000:n:1::/64. The middle is routed, not bridged, so that hop counts are real: a packet with a
+//! low TTL leaves the sender's NAT and dies before it reaches the other.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use anyhow::Result;
+
+use super::nat::{Nat, WanInput};
+use super::netns::Namespace;
+
+/// The middle.
+#[derive(Debug)]
+pub struct Internet {
+    ns: Namespace,
+    ipv6: bool,
+    sites: u8,
+}
+
+/// A home router with its LAN.
+#[derive(Debug)]
+pub struct Router {
+    /// The router's own namespace.
+    pub ns: Namespace,
+    /// Its outer address.
+    pub wan: Ipv4Addr,
+    site: u8,
+    ipv6: bool,
+    hosts: u8,
+}
+
+impl Internet {
+    /// An internet with IPv4 alone, or with both.
+    ///
+    /// # Errors
+    ///
+    /// When namespaces cannot be made.
+    pub fn new(ipv6: bool) -> Result<Self> {
+        let ns = Namespace::new("internet")?;
+        forwarding(&ns)?;
+        Ok(Self { ns, ipv6, sites: 0 })
+    }
+
+    /// The namespace of the middle, for rules that block or impair.
+    pub fn ns(&self) -> &Namespace {
+        &self.ns
+    }
+
+    /// A host with a public address.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn host(&mut self, name: &str) -> Result<(Namespace, Ipv4Addr)> {
+        let (ns, address, _) = self.site(name)?;
+        Ok((ns, address))
+    }
+
+    /// A router with an empty LAN.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made, or the kernel refuses its ruleset.
+    pub fn router(&mut self, name: &str, nat: Nat, input: WanInput) -> Result<Router> {
+        let (ns, wan, site) = self.site(name)?;
+        forwarding(&ns)?;
+        ns.ip("link add lan type bridge\nlink set lan up")?;
+        ns.ip(&format!("addr add 192.168.{site}.1/24 dev lan"))?;
+        if self.ipv6 {
+            ns.ip(&format!("addr add 2a00:a000:{site:x}:1::1/64 dev lan nodad"))?;
+        }
+        ns.nft(&nat.rules(wan, &format!("192.168.{site}.0/24"), input))?;
+        Ok(Router {
+            ns,
+            wan,
+            site,
+            ipv6: self.ipv6,
+            hosts: 0,
+        })
+    }
+
+    /// Drops every UDP packet that goes straight between two sites, until [`Self::unblock`].
+    ///
+    /// # Errors
+    ///
+    /// When nft refuses.
+    pub fn block_udp(&self, one: Ipv4Addr, other: Ipv4Addr) -> Result<()> {
+        self.ns.nft(&format!(
+            "table ip block {{
+               chain forward {{ type filter hook forward priority 0;
+                 ip saddr {one} ip daddr {other} meta l4proto udp counter drop
+                 ip saddr {other} ip daddr {one} meta l4proto udp counter drop
+               }}
+             }}"
+        ))
+    }
+
+    /// Undoes [`Self::block_udp`].
+    ///
+    /// # Errors
+    ///
+    /// When nothing is blocked.
+    pub fn unblock(&self) -> Result<()> {
+        self.ns.nft("delete table ip block")
+    }
+
+    fn site(&mut self, name: &str) -> Result<(Namespace, Ipv4Addr, u8)> {
+        self.sites += 1;
+        let site = self.sites;
+        let ns = Namespace::new(name)?;
+        self.ns.ip(&format!(
+            "link add site{site} type veth peer name wan netns {}
+             addr add 44.128.{site}.1/24 dev site{site}
+             link set site{site} up",
+            ns.path()
+        ))?;
+        ns.ip(&format!(
+            "addr add 44.128.{site}.2/24 dev wan
+             link set wan up
+             route add default via 44.128.{site}.1"
+        ))?;
+        if self.ipv6 {
+            self.ns.ip(&format!(
+                "addr add 2a00:a000:{site:x}::1/64 dev site{site} nodad
+                 -6 route add 2a00:a000:{site:x}::/48 via 2a00:a000:{site:x}::2"
+            ))?;
+            ns.ip(&format!(
+                "addr add 2a00:a000:{site:x}::2/64 dev wan nodad
+                 -6 route add default via 2a00:a000:{site:x}::1"
+            ))?;
+        }
+        Ok((ns, Ipv4Addr::new(44, 128, site, 2), site))
+    }
+}
+
+impl Router {
+    /// A host in the LAN, with the router as its gateway.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn host(&mut self, name: &str) -> Result<(Namespace, Ipv4Addr)> {
+        self.hosts += 1;
+        let (site, host) = (self.site, self.hosts + 1);
+        let ns = Namespace::new(name)?;
+        self.ns.ip(&format!(
+            "link add host{host} type veth peer name eth0 netns {}
+             link set host{host} master lan
+             link set host{host} up",
+            ns.path()
+        ))?;
+        ns.ip(&format!(
+            "addr add 192.168.{site}.{host}/24 dev eth0
+             link set eth0 up
+             route add default via 192.168.{site}.1"
+        ))?;
+        if self.ipv6 {
+            ns.ip(&format!(
+                "addr add 2a00:a000:{site:x}:1::{host}/64 dev eth0 nodad
+                 -6 route add default via 2a00:a000:{site:x}:1::1"
+            ))?;
+        }
+        Ok((ns, Ipv4Addr::new(192, 168, site, host)))
+    }
+
+    /// The router's outer IPv6 address, if the internet has any.
+    pub fn wan_v6(&self) -> Option<Ipv6Addr> {
+        self.ipv6.then(|| Ipv6Addr::new(0x2a00, 0xa000, self.site.into(), 0, 0, 0, 0, 2))
+    }
+}
+
+/// Host A – NAT A – internet – NAT B – host B, and a public host for the relay.
+#[derive(Debug)]
+pub struct TwoNats {
+    /// The middle.
+    pub internet: Internet,
+    /// A's router.
+    pub nat_a: Router,
+    /// B's router.
+    pub nat_b: Router,
+    /// Host A.
+    pub a: Namespace,
+    /// Host B.
+    pub b: Namespace,
+    /// The public host.
+    pub relay: Namespace,
+    /// Its address.
+    pub relay_address: Ipv4Addr,
+}
+
+impl TwoNats {
+    /// Builds it, with IPv4 alone.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn new(nat_a: Nat, nat_b: Nat) -> Result<Self> {
+        Self::with_input(nat_a, nat_b, WanInput::Drop)
+    }
+
+    /// As [`Self::new`], with a choice of what both routers do to unexpected packets.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn with_input(nat_a: Nat, nat_b: Nat, input: WanInput) -> Result<Self> {
+        let mut internet = Internet::new(false)?;
+        let (relay, relay_address) = internet.host("relay")?;
+        let mut nat_a = internet.router("nat-a", nat_a, input)?;
+        let mut nat_b = internet.router("nat-b", nat_b, input)?;
+        let (a, _) = nat_a.host("a")?;
+        let (b, _) = nat_b.host("b")?;
+        Ok(Self {
+            internet,
+            nat_a,
+            nat_b,
+            a,
+            b,
+            relay,
+            relay_address,
+        })
+    }
+}
+
+fn forwarding(ns: &Namespace) -> Result<()> {
+    ns.sysctl("net.ipv4.ip_forward", "1")?;
+    ns.sysctl("net.ipv6.conf.all.forwarding", "1")
+}
