@@ -30,8 +30,6 @@ pub const MAX_RELAYS: usize = 8;
 pub const MAX_ADDRESSES: usize = 16;
 /// Prefixes behind one peer.
 pub const MAX_ROUTES: usize = 256;
-/// Static endpoints of one peer; each is probed.
-pub const MAX_ENDPOINTS: usize = 8;
 
 /// Inner packets that wait for one peer's session: a TCP start with its retransmissions.
 pub const QUEUED_PACKETS: usize = 32;
@@ -64,3 +62,38 @@ pub const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes of one message on a relay's control stream: a WireGuard packet of the smallest MTU fits, a large one need not.
 pub const MAX_RELAY_MESSAGE: usize = 2_048;
+
+/// Clients of one relay. Each costs a QUIC connection of some 50 KiB, so this fits a machine with 1 GiB.
+pub const RELAY_CLIENTS: usize = 16_384;
+/// Connections to a relay that have not said hello yet.
+pub const RELAY_NEWCOMERS: usize = 1_024;
+/// How long a connection to a relay may take to say hello.
+pub const RELAY_HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Channels of one client of a relay; a channel is needed for each peer that is not reached directly.
+pub const RELAY_CHANNELS_PER_CLIENT: usize = 1_024;
+/// Ends of channels of one relay: what fits the 20 bits that a channel number has for them.
+pub const RELAY_CHANNEL_ENDS: usize = 1 << 20;
+/// Bytes a second that a relay forwards for one client unless configured otherwise: 100 Mbit/s.
+pub const RELAY_RATE: u64 = 12_500_000;
+/// How long a client of a relay may exceed its rate after a pause.
+pub const RELAY_BURST: Duration = Duration::from_millis(100);
+/// The least burst in bytes, for low rates: two UDP GSO bursts, so that no single burst is cut.
+pub const RELAY_MIN_BURST: u64 = 128 * 1024;
+/// What a small frame counts as towards the rate, in bytes, which bounds the packets a second as well.
+pub const RELAY_MIN_CHARGE: u64 = 256;
+/// Messages a second on one control stream, and how many at once; what exceeds it is dropped.
+pub const RELAY_MESSAGES: (u64, u64) = (200, 400);
+/// `Rebind` answers a second of one relay, and how many at once. Nobody waits for more than one of them.
+pub const RELAY_REBINDS: (u64, u64) = (2_000, 500);
+/// Bytes waiting for one slow client of a relay. Packets are dropped beyond it.
+pub const RELAY_QUEUE_BYTES: usize = 64 * 1024;
+/// Waits before a client's new address is challenged again; after the last one the client has to speak up first.
+pub const RELAY_CHALLENGE_WAITS: [Duration; 5] = [
+    Duration::from_millis(250),
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
+/// Bytes waiting for all clients of a relay together. Packets are dropped beyond it.
+pub const RELAY_TOTAL_QUEUE_BYTES: usize = 64 * 1024 * 1024;
