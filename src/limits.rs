@@ -48,6 +48,11 @@ pub const PROBES_IN_FLIGHT: usize = 8;
 /// Data that nothing answers for this long is reason to probe: an application may take time to reply.
 pub const MIN_SUSPICION: Duration = Duration::from_millis(400);
 
+/// Smallest buffer to open a message into: a handshake message may be the answer.
+pub const MIN_OPEN_BUFFER: usize = 148;
+
+/// Longest wait for the answer to an overlay ping.
+pub const MAX_PING_TIMEOUT: Duration = Duration::from_secs(60);
 /// Overlay pings that wait for one peer.
 pub const MAX_PINGS: usize = 16;
 /// `netcheck` commands that wait.

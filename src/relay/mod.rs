@@ -1,0 +1,3 @@
+//! Relays: what a server decides, and what its client does.
+
+pub mod server;

@@ -1,0 +1,114 @@
+//! The datagrams beside QUIC: data frames and STUN.
+
+use std::net::SocketAddr;
+
+use super::{DropReason, Reply, Server, Socket, Verdict};
+use crate::limits;
+use crate::time::Instant;
+use crate::wire::relay::{Frame, parse_frame, rebind_frame, write_data_header};
+use crate::wire::{Protocol, classify, stun};
+
+impl Server {
+    /// A datagram came, or one segment of a GRO buffer. Nothing is allocated here; the bytes change only with
+    /// [`Verdict::Forward`].
+    pub fn handle_udp(
+        &mut self,
+        now: Instant,
+        socket: Socket,
+        from: SocketAddr,
+        segment: &mut [u8],
+    ) -> Verdict {
+        match (classify(segment), socket) {
+            (Protocol::RelayFrame, Socket::Main) => self.forward(now, from, segment),
+            (Protocol::Quic, Socket::Main) => Verdict::Quic,
+            (Protocol::Stun, _) => self.answer_stun(socket, from, segment),
+            (_, Socket::Main) => self.dropped(DropReason::UnknownProtocol),
+            (_, Socket::Alt) => self.dropped(DropReason::WrongPort),
+        }
+    }
+
+    fn forward(&mut self, now: Instant, from: SocketAddr, segment: &mut [u8]) -> Verdict {
+        let Ok(Frame::Data { channel, .. }) = parse_frame(segment) else {
+            return self.dropped(DropReason::MalformedFrame);
+        };
+        let Some((owner, twin)) = self
+            .channels
+            .find(channel)
+            .and_then(|end| Some((end.owner, self.channels.get(end.twin)?)))
+        else {
+            return self.rebind(now, channel, DropReason::UnknownChannel);
+        };
+        let sender = &mut self.clients[owner];
+        if sender.address != from {
+            return self.rebind(now, channel, DropReason::UnprovenAddress);
+        }
+        let len = segment.len() as u64;
+        if !sender
+            .bytes
+            .take(now, self.byte_rate, len.max(limits::RELAY_MIN_CHARGE))
+        {
+            return self.dropped(DropReason::RateLimit);
+        }
+        write_data_header(segment, twin.number);
+        self.stats.frames += 1;
+        self.stats.bytes += len;
+        Verdict::Forward {
+            to: self.clients[twin.owner].address,
+        }
+    }
+
+    fn rebind(&mut self, now: Instant, channel: u32, reason: DropReason) -> Verdict {
+        self.stats.count(reason, 1);
+        if !self.rebinds.take(now, self.rebind_rate, 1) {
+            return self.dropped(DropReason::RebindLimit);
+        }
+        let frame = rebind_frame(channel);
+        let mut buffer = [0; stun::MAX_RESPONSE];
+        buffer[..frame.len()].copy_from_slice(&frame);
+        Verdict::Reply(Reply {
+            socket: Socket::Main,
+            buffer,
+            len: frame.len(),
+        })
+    }
+
+    fn answer_stun(&mut self, socket: Socket, from: SocketAddr, segment: &[u8]) -> Verdict {
+        let Ok(stun::Message::Request {
+            txn,
+            change_port,
+            len: asked,
+        }) = stun::parse(segment)
+        else {
+            return self.dropped(DropReason::MalformedStun);
+        };
+        let socket = match (socket, change_port) {
+            (socket, false) => socket,
+            // Whoever asks for this from a forged address would have us knock at a stranger's NAT.
+            _ if !self.is_client_address(from) => return self.dropped(DropReason::UnprovenStun),
+            (Socket::Alt, true) => Socket::Main,
+            (Socket::Main, true) if self.settings.alt_port.is_some() => Socket::Alt,
+            (Socket::Main, true) => return self.dropped(DropReason::MalformedStun),
+        };
+        let mut buffer = [0; stun::MAX_RESPONSE];
+        let len = stun::write_binding_response(&mut buffer, &txn, from);
+        if asked < len {
+            return self.dropped(DropReason::SmallStun);
+        }
+        self.stats.stun += 1;
+        Verdict::Reply(Reply {
+            socket,
+            buffer,
+            len,
+        })
+    }
+
+    fn is_client_address(&self, address: SocketAddr) -> bool {
+        let mut at = self.by_address.range((address, 0)..=(address, usize::MAX));
+        at.next().is_some()
+    }
+
+    const fn dropped(&mut self, reason: DropReason) -> Verdict {
+        self.stats.count(reason, 1);
+        Verdict::Dropped(reason)
+    }
+}
