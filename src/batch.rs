@@ -80,7 +80,9 @@ impl SendBatch {
 
     /// The runs in the order in which they were committed, each with its bytes.
     pub fn runs(&self) -> impl Iterator<Item = (&Run, &[u8])> {
-        self.runs.iter().map(|run| (run, &self.buffer[run.range.clone()]))
+        self.runs
+            .iter()
+            .map(|run| (run, &self.buffer[run.range.clone()]))
     }
 
     /// Forgets everything that was committed.
@@ -112,9 +114,9 @@ impl Default for TunBatch {
 }
 
 impl TunBatch {
-    /// True when no further packet can be taken: flush first.
+    /// True when the packets of one more GRO buffer might not fit: flush first.
     pub fn is_full(&self) -> bool {
-        self.networks.len() == self.buffers.len()
+        self.buffers.len() - self.networks.len() < limits::MAX_GSO_SEGMENTS
     }
 
     /// True when there is no packet.

@@ -1,3 +1,336 @@
-//! The one state machine.
-pub mod api;
+//! The one state machine: every decision of the daemon, and the packet path that carries them out.
+//!
+//! The shell feeds inputs with a time stamp and then drains what they caused; nothing else changes state:
+//!
+//! ```text
+//! loop {
+//!     engine.handle_udp | handle_tun | handle_relay | handle_timeout | … (now, …, &mut batches);
+//!     flush(&mut batches);                                  // bulk data, in the shape of the kernel's offloads
+//!     while let Some(output) = engine.poll_output() { … }   // everything else
+//!     wait for input until engine.poll_timeout();
+//! }
+//! ```
+//!
+//! A session has one owner, this engine on one thread: keys and send counters are never copied, so no nonce repeats.
+
+mod api;
+mod control;
+mod plane;
+mod punching;
+mod relays;
+mod service;
+mod setup;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use slab::Slab;
+
 pub use api::*;
+pub use setup::SetupError;
+
+use crate::batch::Batches;
+use crate::identity::NetworkId;
+use crate::limits;
+use crate::nat::profile::Prober;
+use crate::path::PathKey;
+use crate::path::candidates::own_candidates;
+use crate::peer::{Peer, PeerIndex, PendingPing};
+use crate::relay::client::RelayClient;
+use crate::rng::Random;
+use crate::routing::RoutingTable;
+use crate::session::LocalKey;
+use crate::time::Instant;
+use crate::wire::control::Control;
+
+/// One network: our key in it, and who belongs to it.
+struct Network {
+    name: String,
+    id: NetworkId,
+    local: LocalKey,
+    /// Our derived overlay address.
+    overlay: Ipv6Addr,
+    routes: RoutingTable,
+    by_key: BTreeMap<PeerKey, PeerIndex>,
+    by_wireguard_key: BTreeMap<[u8; 32], PeerIndex>,
+    relays: Vec<RelayHandle>,
+    /// The relay that first packets go to.
+    home: Option<RelayHandle>,
+}
+
+/// See the module's documentation.
+pub struct Engine {
+    rng: Random,
+    /// Random per run: tells peers that we forgot everything.
+    instance: u64,
+    networks: BTreeMap<NetworkIndex, Network>,
+    peers: Slab<Peer>,
+    /// When each peer has to be looked at; at most one entry for each.
+    timers: BTreeSet<(Instant, PeerIndex)>,
+    relays: BTreeMap<RelayHandle, RelayClient>,
+    next_relay: u32,
+    /// Relay channels by the relay's address and the number that it gave us.
+    channels: BTreeMap<(SocketAddr, u32), (RelayHandle, PeerIndex)>,
+    host: Vec<HostAddress>,
+    ports: (Option<u16>, Option<u16>),
+    prober: Prober,
+    netchecks: VecDeque<(NetworkIndex, u64)>,
+    outputs: VecDeque<Output>,
+    drops: Drops,
+    /// Control messages are sealed and opened here.
+    scratch: Box<[u8; limits::MAX_DATAGRAM]>,
+}
+
+impl Engine {
+    /// An engine without networks. `seed` comes from the operating system's random generator.
+    pub fn new(seed: [u8; 32], now: Instant) -> Self {
+        let mut rng = Random::from_seed(seed);
+        Self {
+            instance: rng.u64(),
+            rng,
+            networks: BTreeMap::new(),
+            peers: Slab::new(),
+            timers: BTreeSet::new(),
+            relays: BTreeMap::new(),
+            next_relay: 0,
+            channels: BTreeMap::new(),
+            host: Vec::new(),
+            ports: (None, None),
+            prober: Prober::new(now),
+            netchecks: VecDeque::new(),
+            outputs: VecDeque::new(),
+            drops: Drops::default(),
+            scratch: Box::new([0; limits::MAX_DATAGRAM]),
+        }
+    }
+
+    /// The next thing that the shell has to do; call until `None` after every input.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] has to be called next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let peer = self.timers.first().map(|(at, _)| *at);
+        let relay = self.relays.values().filter_map(RelayClient::deadline).min();
+        let prober = (!self.relays.is_empty()).then(|| self.prober.deadline());
+        [peer, relay, prober].into_iter().flatten().min()
+    }
+
+    /// Does everything that is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant, out: &mut Batches) {
+        self.service_relays(now);
+        self.service_prober(now);
+        // A peer's service may arm it again for now; each gets one turn, so this ends.
+        let due: Vec<PeerIndex> = self
+            .timers
+            .iter()
+            .take_while(|(at, _)| *at <= now)
+            .map(|(_, peer)| *peer)
+            .collect();
+        for peer in due {
+            self.service_peer(now, peer, out);
+        }
+    }
+
+    /// Asks a peer for an answer through the tunnel; answered by [`Event::Pong`] with `token` within `timeout`.
+    pub fn ping(
+        &mut self,
+        now: Instant,
+        network: NetworkIndex,
+        peer: PeerKey,
+        token: u64,
+        timeout: Duration,
+        out: &mut Batches,
+    ) {
+        let index = self
+            .networks
+            .get(&network)
+            .and_then(|network| network.by_key.get(&peer))
+            .copied();
+        let nonce = self.rng.u64();
+        let target = index.and_then(|index| self.peer_mut(index));
+        let accepted = match target {
+            Some(target)
+                if target.node_id().is_some() && target.pings.len() < limits::MAX_PINGS =>
+            {
+                target.pings.push(PendingPing {
+                    token,
+                    nonce,
+                    started: now,
+                    deadline: now + timeout.min(limits::MAX_PING_TIMEOUT),
+                    sent: false,
+                });
+                true
+            }
+            _ => false,
+        };
+        match index {
+            Some(index) if accepted => self.service_peer(now, index, out),
+            _ => self.emit(Event::Pong {
+                token,
+                answer: None,
+            }),
+        }
+    }
+
+    /// Measures the NAT and the relays anew; answered by [`Event::Netcheck`] with `token` within a second.
+    pub fn netcheck(&mut self, now: Instant, network: NetworkIndex, token: u64) {
+        if self.netchecks.len() >= limits::MAX_NETCHECKS
+            && let Some((network, token)) = self.netchecks.pop_front()
+        {
+            self.report_netcheck(network, token);
+        }
+        self.netchecks.push_back((network, token));
+        if !self.prober.is_running(now) {
+            self.prober.request(now);
+        }
+        self.service_prober(now);
+    }
+
+    /// Tells which addresses this host has, and the ports of the mesh sockets; also after every network change.
+    pub fn set_local_addresses(
+        &mut self,
+        now: Instant,
+        host: &[HostAddress],
+        port_v4: Option<u16>,
+        port_v6: Option<u16>,
+    ) {
+        let overlay = |ip: IpAddr| self.networks.values().any(|network| network.covers(ip));
+        let mut host: Vec<HostAddress> = host
+            .iter()
+            .filter(|address| !overlay(address.ip))
+            .copied()
+            .collect();
+        host.sort();
+        host.dedup();
+        if self.host == host && self.ports == (port_v4, port_v6) {
+            return;
+        }
+        self.host = host;
+        self.ports = (port_v4, port_v6);
+        self.network_changed(now);
+    }
+
+    fn network_changed(&mut self, now: Instant) {
+        self.prober.reset(now);
+        for relay in self.relays.values_mut() {
+            relay.hurry(now);
+            if relay.ready().is_some() {
+                // Shows the relay our new address, if it is one, and that the connection still stands.
+                let nonce = self.rng.u64();
+                let ping = crate::wire::relay::ClientMessage::Ping { nonce };
+                self.outputs
+                    .push_back(Output::Relay(relay.handle, RelayAction::Send(ping)));
+            }
+        }
+        let peers: Vec<PeerIndex> = self.peers.iter().map(|(_, peer)| peer.index).collect();
+        for index in peers {
+            let Some(peer) = self.peer_mut(index) else {
+                continue;
+            };
+            if peer.is_active(now) {
+                peer.punching.failed = 0;
+                peer.punching.running = None;
+                peer.punching.next = Some(now);
+                if let Some(handshake) = &mut peer.handshake {
+                    handshake.hurry(now);
+                }
+                self.arm(now, index, Some(now));
+            }
+        }
+    }
+
+    /// Our addresses for peers to try, best first.
+    fn own_candidates(&self) -> Vec<SocketAddr> {
+        let observed = self.relays.values().filter_map(|relay| relay.observed);
+        own_candidates(
+            &self.host,
+            self.ports,
+            self.prober.reflexive().chain(observed),
+        )
+    }
+
+    fn is_own_address(&self, address: SocketAddr) -> bool {
+        let port = if address.is_ipv4() {
+            self.ports.0
+        } else {
+            self.ports.1
+        };
+        port == Some(address.port()) && self.host.iter().any(|own| own.ip == address.ip())
+    }
+
+    fn peer(&self, index: PeerIndex) -> Option<&Peer> {
+        self.peers.get(index.0 as usize)
+    }
+
+    fn peer_mut(&mut self, index: PeerIndex) -> Option<&mut Peer> {
+        self.peers.get_mut(index.0 as usize)
+    }
+
+    fn emit(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    /// Enters the peer into the timer queue, at its own deadline or at `at` if that is earlier.
+    fn arm(&mut self, now: Instant, index: PeerIndex, at: Option<Instant>) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        let deadline = [peer.deadline(now), at].into_iter().flatten().min();
+        if peer.armed == deadline {
+            return;
+        }
+        if let Some(old) = peer.armed {
+            self.timers.remove(&(old, index));
+        }
+        peer.armed = deadline;
+        if let Some(deadline) = deadline {
+            self.timers.insert((deadline, index));
+        }
+    }
+
+    /// Seals a control message and sends it on one path, or on the current one. `false` if that is not possible now.
+    fn send_control(
+        &mut self,
+        index: PeerIndex,
+        path: Option<PathKey>,
+        message: &Control,
+        ttl: Option<u8>,
+    ) -> bool {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return false;
+        };
+        let Some(network) = self.networks.get(&peer.network) else {
+            return false;
+        };
+        let key = path.or_else(|| peer.paths.current().map(|path| path.key));
+        let (Some(overlay), Some(key)) = (peer.overlay, key) else {
+            return false;
+        };
+        let packet = message.to_packet(network.overlay, overlay);
+        let Some(length) = peer
+            .session()
+            .and_then(|session| session.seal(&packet, &mut self.scratch[..]))
+        else {
+            return false;
+        };
+        let sealed = self.scratch[..length].to_vec();
+        self.transmit(index, key, sealed, ttl)
+    }
+}
+
+impl Network {
+    /// True for an address inside the overlay: nothing of ours may be sent to it from the mesh socket.
+    fn covers(&self, ip: IpAddr) -> bool {
+        let derived = match ip {
+            IpAddr::V6(ip) => crate::identity::overlay_prefix(&self.id).contains(&ip),
+            IpAddr::V4(_) => false,
+        };
+        derived || self.routes.lookup_uncached(ip).is_some()
+    }
+}

@@ -95,11 +95,19 @@ impl Control {
                 instance: reader.u64()?,
                 reply: reader.bool()?,
             },
-            2 => Self::Probe { transaction: reader.u64()? },
-            3 => Self::ProbeAck { transaction: reader.u64()? },
+            2 => Self::Probe {
+                transaction: reader.u64()?,
+            },
+            3 => Self::ProbeAck {
+                transaction: reader.u64()?,
+            },
             4 => Self::CallMe(CallMe::decode(&mut reader)?),
-            5 => Self::Ping { token: reader.u64()? },
-            6 => Self::Pong { token: reader.u64()? },
+            5 => Self::Ping {
+                token: reader.u64()?,
+            },
+            6 => Self::Pong {
+                token: reader.u64()?,
+            },
             _ => return Err(WireError::Invalid("control message")),
         };
         reader.finish()?;
@@ -108,7 +116,11 @@ impl Control {
 
     fn encode(&self, writer: &mut Writer<'_>) {
         match self {
-            Self::Hello { version, instance, reply } => {
+            Self::Hello {
+                version,
+                instance,
+                reply,
+            } => {
                 writer.u8(1);
                 writer.u8(*version);
                 writer.u64(*instance);
@@ -155,7 +167,8 @@ impl CallMe {
         let round = reader.u32()?;
         let reply = reader.bool()?;
         let mapping = Mapping::from_wire(reader.u8()?).ok_or(WireError::Invalid("mapping"))?;
-        let filtering = Filtering::from_wire(reader.u8()?).ok_or(WireError::Invalid("filtering"))?;
+        let filtering =
+            Filtering::from_wire(reader.u8()?).ok_or(WireError::Invalid("filtering"))?;
         let count = usize::from(reader.u8()?);
         if count > limits::MAX_CANDIDATES {
             return Err(WireError::Invalid("number of candidates"));
@@ -180,13 +193,22 @@ mod tests {
 
     fn messages() -> Vec<Control> {
         vec![
-            Control::Hello { version: 1, instance: 7, reply: true },
-            Control::Probe { transaction: u64::MAX },
+            Control::Hello {
+                version: 1,
+                instance: 7,
+                reply: true,
+            },
+            Control::Probe {
+                transaction: u64::MAX,
+            },
             Control::ProbeAck { transaction: 1 },
             Control::CallMe(CallMe {
                 round: 3,
                 reply: false,
-                candidates: vec!["1.2.3.4:5".parse().unwrap(), "[2001:db8::1]:41820".parse().unwrap()],
+                candidates: vec![
+                    "1.2.3.4:5".parse().unwrap(),
+                    "[2001:db8::1]:41820".parse().unwrap(),
+                ],
                 profile: NatProfile {
                     mapping: Mapping::EndpointIndependent,
                     filtering: Filtering::AddressAndPortDependent,

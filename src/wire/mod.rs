@@ -5,6 +5,8 @@
 //! (`grease_quic_bit(false)` on both ends, RFC 9287).
 
 pub mod codec;
+pub mod control;
+pub mod ip;
 pub mod relay;
 pub mod stun;
 

@@ -1,0 +1,125 @@
+//! Control messages from peers, after the session has authenticated them.
+
+use super::{Engine, PeerIndex};
+use crate::batch::Batches;
+use crate::path::PathKey;
+use crate::time::Instant;
+use crate::wire::control::{Control, VERSION};
+use crate::wire::ip::IpHeader;
+
+impl Engine {
+    /// Takes an inner packet with the reserved next header.
+    pub(super) fn handle_control(
+        &mut self,
+        now: Instant,
+        path: PathKey,
+        index: PeerIndex,
+        header: &IpHeader,
+        packet: &[u8],
+        out: &mut Batches,
+    ) {
+        let Some(peer) = self.peer(index) else { return };
+        let Some(network) = self.networks.get(&peer.network) else {
+            return;
+        };
+        // Exactly between the two derived addresses: what a peer forwards for someone else is no control message.
+        let expected = peer.overlay.map(std::net::IpAddr::from);
+        if expected != Some(header.source) || header.destination != network.overlay {
+            self.drops.wrong_source += 1;
+            return;
+        }
+        let Ok(message) = Control::from_packet(packet) else {
+            self.drops.malformed += 1;
+            return;
+        };
+        match message {
+            Control::Hello {
+                version,
+                instance,
+                reply,
+            } => self.handle_hello(now, index, version, instance, reply),
+            Control::Probe { transaction } => {
+                self.handle_probe(now, path, index, packet.len(), transaction)
+            }
+            Control::ProbeAck { transaction } => {
+                if let Some(peer) = self.peer_mut(index) {
+                    peer.paths.probe_answered(path, transaction, now);
+                }
+            }
+            Control::CallMe(call) => self.handle_call(now, index, call),
+            Control::Ping { token } => {
+                // Back by our own current path: that is what `meshctl ping` is to show.
+                self.send_control(index, None, &Control::Pong { token }, None);
+            }
+            Control::Pong { token } => self.pong(now, path, index, token),
+        }
+        self.service_peer(now, index, out);
+    }
+
+    fn handle_hello(
+        &mut self,
+        now: Instant,
+        index: PeerIndex,
+        version: u8,
+        instance: u64,
+        reply: bool,
+    ) {
+        if version != VERSION {
+            return; // it stays a peer that is reached by plain WireGuard on the path it came by
+        }
+        let own = self.instance;
+        let Some(peer) = self.peer_mut(index) else {
+            return;
+        };
+        let news = peer.hello.instance != Some(instance);
+        peer.hello.finished(instance);
+        if !reply {
+            let answer = Control::Hello {
+                version: VERSION,
+                instance: own,
+                reply: true,
+            };
+            self.send_control(index, None, &answer, None);
+        }
+        if news {
+            self.schedule_punch(now, index);
+        }
+    }
+
+    /// Answers a probe on the path that it came by; probes back where nothing is proven yet (a triggered check in the
+    /// words of RFC 8445).
+    fn handle_probe(
+        &mut self,
+        now: Instant,
+        key: PathKey,
+        index: PeerIndex,
+        size: usize,
+        transaction: u64,
+    ) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        let Some(path) = peer.paths.get_mut(key) else {
+            return;
+        };
+        if !path.may_answer(now, size) {
+            return;
+        }
+        let check = !path.is_proven(now) && path.may_answer(now, size);
+        let speaks = peer.hello.instance.is_some();
+        self.send_control(index, Some(key), &Control::ProbeAck { transaction }, None);
+        if let PathKey::Direct(remote) = key
+            && check
+            && speaks
+        {
+            if let Some(punch) = self
+                .peer_mut(index)
+                .and_then(|peer| peer.punching.running.as_mut())
+            {
+                punch.add_target(remote);
+            }
+            let transaction = self.rng.u64();
+            self.send_probe(now, index, key, transaction);
+        }
+    }
+}

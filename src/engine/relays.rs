@@ -1,0 +1,382 @@
+//! Relay connections: dialling, channels to peers, and the choice of the home relay.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::{Engine, Event, NetworkIndex, Output, RelayAction, RelayEvent, RelayHandle};
+use crate::batch::Batches;
+use crate::identity::NodeId;
+use crate::nat::NatProfile;
+use crate::nat::profile::StunServer;
+use crate::path::PathKey;
+use crate::path::candidates::is_acceptable;
+use crate::peer::PeerIndex;
+use crate::relay::client::{Due, RelayClient};
+use crate::time::Instant;
+use crate::wire::relay::{ClientMessage, MAX_SENT_PACKET, PROTOCOL_VERSION, ServerMessage};
+
+/// The home relay is left only for one that is nearer by this much and by a third.
+const HOME_MARGIN: Duration = Duration::from_millis(10);
+
+impl Engine {
+    /// Takes what the shell reports about a relay connection.
+    pub fn handle_relay(
+        &mut self,
+        now: Instant,
+        handle: RelayHandle,
+        event: RelayEvent,
+        out: &mut Batches,
+    ) {
+        let Some(relay) = self.relays.get_mut(&handle) else {
+            return;
+        };
+        match event {
+            RelayEvent::Connected { remote } => {
+                relay.connected(now, remote);
+                let version = PROTOCOL_VERSION;
+                self.tell_relay(handle, ClientMessage::Hello { version });
+            }
+            RelayEvent::Message(message) => self.handle_relay_message(now, handle, message, out),
+            RelayEvent::Closed { reason } => {
+                relay.closed(now, reason, &mut self.rng);
+                self.relay_lost(now, handle);
+            }
+        }
+    }
+
+    fn handle_relay_message(
+        &mut self,
+        now: Instant,
+        handle: RelayHandle,
+        message: ServerMessage,
+        out: &mut Batches,
+    ) {
+        let Some(relay) = self.relays.get_mut(&handle) else {
+            return;
+        };
+        let network = relay.network;
+        match message {
+            ServerMessage::Welcome {
+                observed, alt_port, ..
+            } => {
+                if relay.welcomed(observed, alt_port) {
+                    self.relay_ready(now, network, out);
+                }
+            }
+            ServerMessage::Refused { reason } => {
+                relay.refused(now, reason);
+                self.hang_up(now, handle);
+            }
+            ServerMessage::Replaced => {
+                relay.replaced(now);
+                self.hang_up(now, handle);
+            }
+            ServerMessage::Draining => {
+                relay.closed(now, "the relay is shutting down".to_owned(), &mut self.rng);
+                self.hang_up(now, handle);
+            }
+            ServerMessage::Observed { addr } => relay.observed = Some(addr),
+            ServerMessage::Pong { .. } => {}
+            ServerMessage::Received { from, packet } => {
+                self.handle_relayed(now, network, PathKey::Relay(handle), from, &packet, out);
+            }
+            ServerMessage::Channel {
+                peer,
+                channel,
+                peer_addr,
+            } => {
+                self.channel_opened(now, handle, peer, channel, peer_addr, out);
+            }
+            ServerMessage::PeerGone { peer } => {
+                if let Some(index) = self.peer_of(network, peer) {
+                    self.channel_lost(handle, index);
+                    self.update_path(now, index, out);
+                    self.arm(now, index, None);
+                }
+            }
+        }
+    }
+
+    fn peer_of(&self, network: NetworkIndex, peer: NodeId) -> Option<PeerIndex> {
+        let key = super::PeerKey::Mesh(peer);
+        self.networks.get(&network)?.by_key.get(&key).copied()
+    }
+
+    fn tell_relay(&mut self, handle: RelayHandle, message: ClientMessage) {
+        self.outputs
+            .push_back(Output::Relay(handle, RelayAction::Send(message)));
+    }
+
+    fn hang_up(&mut self, now: Instant, handle: RelayHandle) {
+        self.outputs
+            .push_back(Output::Relay(handle, RelayAction::Hangup));
+        self.relay_lost(now, handle);
+    }
+
+    /// A relay can be used: try again what had no way until now.
+    fn relay_ready(&mut self, now: Instant, network: NetworkIndex, out: &mut Batches) {
+        self.prober.request(now);
+        self.choose_home(network);
+        self.emit(Event::HealthChanged { network });
+        for index in self.peers_of(network) {
+            let Some(peer) = self.peer_mut(index) else {
+                continue;
+            };
+            if let Some(handshake) = &mut peer.handshake {
+                handshake.hurry(now);
+                self.service_peer(now, index, out);
+            } else if peer.is_active(now) {
+                for relay in self.ready_relays(network) {
+                    self.open_channel(now, index, relay);
+                }
+            }
+        }
+    }
+
+    /// A relay's connection is gone, and with it every path through it.
+    pub(super) fn relay_lost(&mut self, now: Instant, handle: RelayHandle) {
+        let Some(network) = self.relays.get(&handle).map(|relay| relay.network) else {
+            return;
+        };
+        self.channels.retain(|_, (relay, _)| *relay != handle);
+        for index in self.peers_of(network) {
+            let key = PathKey::Relay(handle);
+            if let Some(path) = self
+                .peer_mut(index)
+                .and_then(|peer| peer.paths.get_mut(key))
+            {
+                path.set_channel(None);
+                self.arm(now, index, Some(now));
+            }
+        }
+        self.choose_home(network);
+        self.emit(Event::HealthChanged { network });
+    }
+
+    fn peers_of(&self, network: NetworkIndex) -> Vec<PeerIndex> {
+        let network = self.networks.get(&network);
+        network.map_or_else(Vec::new, |network| {
+            network.by_key.values().copied().collect()
+        })
+    }
+
+    fn ready_relays(&self, network: NetworkIndex) -> Vec<RelayHandle> {
+        let relays = self
+            .networks
+            .get(&network)
+            .map_or(&[][..], |network| &network.relays);
+        let ready = |handle: &&RelayHandle| {
+            self.relays
+                .get(handle)
+                .is_some_and(|relay| relay.ready().is_some())
+        };
+        relays.iter().filter(ready).copied().collect()
+    }
+
+    /// Asks for a channel to a peer, unless there is one.
+    pub(super) fn open_channel(&mut self, now: Instant, index: PeerIndex, relay: RelayHandle) {
+        let Some(peer) = self.peer_mut(index) else {
+            return;
+        };
+        let Some(id) = peer.node_id() else { return };
+        let known = peer
+            .paths
+            .get_or_add(PathKey::Relay(relay), now)
+            .is_none_or(|path| path.has_channel());
+        if !known
+            && self
+                .relays
+                .get(&relay)
+                .is_some_and(|relay| relay.ready().is_some())
+        {
+            self.tell_relay(relay, ClientMessage::OpenChannel { peer: id });
+        }
+    }
+
+    fn channel_opened(
+        &mut self,
+        now: Instant,
+        handle: RelayHandle,
+        peer: NodeId,
+        channel: u32,
+        peer_addr: Option<SocketAddr>,
+        out: &mut Batches,
+    ) {
+        let Some(relay) = self.relays.get(&handle) else {
+            return;
+        };
+        let Some(remote) = relay.ready() else { return };
+        let Some(index) = self.peer_of(relay.network, peer) else {
+            // Someone whom the relay admits and we do not know: no state for them.
+            self.tell_relay(handle, ClientMessage::CloseChannel { channel });
+            return;
+        };
+        self.channels
+            .retain(|_, (relay, owner)| !(*relay == handle && *owner == index));
+        self.channels.insert((remote, channel), (handle, index));
+        let Some(peer) = self.peer_mut(index) else {
+            return;
+        };
+        if let Some(path) = peer.paths.get_or_add(PathKey::Relay(handle), now) {
+            path.set_channel(Some((remote, channel)));
+        }
+        if let Some(addr) = peer_addr.filter(|addr| is_acceptable(*addr))
+            && !peer.candidates.contains(&addr)
+            && peer.candidates.len() < crate::limits::MAX_CANDIDATES
+        {
+            peer.candidates.push(addr);
+        }
+        self.service_peer(now, index, out);
+    }
+
+    fn channel_lost(&mut self, handle: RelayHandle, index: PeerIndex) {
+        self.channels
+            .retain(|_, (relay, owner)| !(*relay == handle && *owner == index));
+        if let Some(path) = self
+            .peer_mut(index)
+            .and_then(|peer| peer.paths.get_mut(PathKey::Relay(handle)))
+        {
+            path.set_channel(None);
+        }
+    }
+
+    /// Sends a packet on the control stream. `false` if the relay is not there.
+    pub(super) fn send_by_relay(
+        &mut self,
+        index: PeerIndex,
+        relay: RelayHandle,
+        packet: Vec<u8>,
+    ) -> bool {
+        let to = self.peer(index).and_then(|peer| peer.node_id());
+        let ready = self
+            .relays
+            .get(&relay)
+            .is_some_and(|relay| relay.ready().is_some());
+        match to {
+            Some(to) if ready && packet.len() <= MAX_SENT_PACKET => {
+                self.tell_relay(relay, ClientMessage::Send { to, packet });
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A relay's address asks who we are (a challenge), or says that it does not know us there (a rebind). Both are
+    /// plain datagrams that anyone can forge, so the answer goes over the authenticated connection, and not too often.
+    pub(super) fn relay_asks(&mut self, now: Instant, remote: SocketAddr, challenge: Option<u64>) {
+        let asked = self
+            .relays
+            .values_mut()
+            .filter(|relay| relay.remote() == Some(remote));
+        let mut handles = Vec::new();
+        for relay in asked {
+            if relay.may_answer(now) {
+                handles.push(relay.handle);
+            }
+        }
+        if handles.is_empty() {
+            self.drops.unknown_channel += 1;
+        }
+        for handle in handles {
+            let nonce = challenge.unwrap_or_default();
+            let message = match challenge {
+                Some(_) => ClientMessage::ProveAddress { nonce },
+                None => ClientMessage::Ping { nonce },
+            };
+            self.tell_relay(handle, message);
+        }
+    }
+
+    pub(super) fn service_relays(&mut self, now: Instant) {
+        let handles: Vec<RelayHandle> = self.relays.keys().copied().collect();
+        for handle in handles {
+            let Some(relay) = self.relays.get_mut(&handle) else {
+                continue;
+            };
+            match relay.handle_timeout(now, &mut self.rng) {
+                Due::Nothing => {}
+                Due::Dial => {
+                    let (network, url) = (relay.network, relay.url.clone());
+                    let dial = RelayAction::Dial { network, url };
+                    self.outputs.push_back(Output::Relay(handle, dial));
+                }
+                Due::GiveUp => self.hang_up(now, handle),
+            }
+        }
+    }
+
+    pub(super) fn service_prober(&mut self, now: Instant) {
+        if self.relays.is_empty() {
+            while let Some((network, token)) = self.netchecks.pop_front() {
+                self.report_netcheck(network, token);
+            }
+            return;
+        }
+        let relays = &self.relays;
+        let (requests, ended) = self
+            .prober
+            .handle_timeout(now, &mut self.rng, || stun_servers(relays));
+        for (remote, payload) in requests {
+            let ttl = None;
+            self.outputs.push_back(Output::Datagram {
+                remote,
+                ttl,
+                payload,
+            });
+        }
+        if ended {
+            let networks: Vec<NetworkIndex> = self.networks.keys().copied().collect();
+            for network in networks {
+                self.choose_home(network);
+            }
+            while let Some((network, token)) = self.netchecks.pop_front() {
+                self.report_netcheck(network, token);
+            }
+        }
+    }
+
+    /// The nearest relay, with a bias for the present one.
+    fn choose_home(&mut self, index: NetworkIndex) {
+        let ready = self.ready_relays(index);
+        let rtt = |handle: RelayHandle| self.relay_rtt(handle).unwrap_or(Duration::MAX);
+        let best = ready.iter().copied().min_by_key(|handle| rtt(*handle));
+        let Some(network) = self.networks.get(&index) else {
+            return;
+        };
+        let home = match (network.home.filter(|home| ready.contains(home)), best) {
+            (Some(home), Some(best)) => {
+                let (old, new) = (rtt(home), rtt(best));
+                let nearer = old.saturating_sub(new) >= HOME_MARGIN && new <= old / 3 * 2;
+                Some(if nearer { best } else { home })
+            }
+            (_, best) => best,
+        };
+        if let Some(network) = self.networks.get_mut(&index) {
+            network.home = home;
+        }
+    }
+
+    /// STUN round trip time of a relay.
+    pub(super) fn relay_rtt(&self, handle: RelayHandle) -> Option<Duration> {
+        self.prober.rtt(self.relays.get(&handle)?.ready()?)
+    }
+
+    pub(super) fn nat_profile(&self) -> NatProfile {
+        self.prober.profile(|address| self.is_own_address(address))
+    }
+}
+
+/// The relays that can be asked by STUN; one that serves several networks is asked once.
+fn stun_servers(relays: &std::collections::BTreeMap<RelayHandle, RelayClient>) -> Vec<StunServer> {
+    let mut servers: Vec<StunServer> = Vec::new();
+    for relay in relays.values() {
+        let Some(main) = relay.ready() else { continue };
+        if !servers.iter().any(|server| server.main == main) {
+            servers.push(StunServer {
+                main,
+                alternative: relay.alternative(),
+            });
+        }
+    }
+    servers
+}

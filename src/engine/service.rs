@@ -1,0 +1,439 @@
+//! What time makes happen for a peer: WireGuard's timers, handshakes, hellos, probes, and the choice of its path.
+
+use super::{Engine, Event, PathStatus, PongInfo};
+use crate::batch::Batches;
+use crate::limits;
+use crate::path::agent::Change;
+use crate::path::{Path, PathKey};
+use crate::peer::handshake::Handshake;
+use crate::peer::{Peer, PeerIndex};
+use crate::time::Instant;
+use crate::wire::control::{Control, VERSION};
+
+impl Engine {
+    /// Does everything that is due for one peer, and arms its next turn.
+    pub(super) fn service_peer(&mut self, now: Instant, index: PeerIndex, out: &mut Batches) {
+        self.service_session(now, index);
+        self.service_pings(now, index);
+        self.service_handshake(now, index);
+        self.service_hello(now, index);
+        self.service_paths(now, index);
+        self.update_path(now, index, out);
+        self.service_punch(now, index);
+        self.arm(now, index, None);
+    }
+
+    /// WireGuard's own timers.
+    fn service_session(&mut self, now: Instant, index: PeerIndex) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        if !peer.tick_due(now) {
+            return;
+        }
+        let Some(length) = peer
+            .session()
+            .and_then(|session| session.tick(now, &mut self.scratch[..]))
+        else {
+            return;
+        };
+        let message = self.scratch[..length].to_vec();
+        if message.first() == Some(&1) {
+            let rtt = peer.paths.current().and_then(Path::rtt);
+            peer.handshake
+                .get_or_insert_with(|| Handshake::new(now))
+                .poll(now, rtt);
+            self.send_initiation(now, index, &message);
+        } else if let Some(key) = peer.paths.current().map(|path| path.key) {
+            self.transmit(index, key, message, None);
+        }
+    }
+
+    /// There is something to say to a peer that has no session, or no path: see to it that it gets one.
+    pub(super) fn want_session(&mut self, now: Instant, index: PeerIndex, out: &mut Batches) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        let needed = !peer.is_ready() || peer.paths.route().is_none();
+        if needed && peer.handshake.is_none() {
+            peer.handshake = Some(Handshake::new(now));
+            self.service_peer(now, index, out);
+        } else if peer.armed.is_none() {
+            self.arm(now, index, Some(now));
+        }
+    }
+
+    fn service_handshake(&mut self, now: Instant, index: PeerIndex) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        let unreachable = !peer.is_ready() || peer.paths.route().is_none();
+        if peer.handshake.is_none() && !peer.pings.is_empty() && unreachable {
+            peer.handshake = Some(Handshake::new(now));
+        }
+        let rtt = peer.paths.current().and_then(Path::rtt);
+        let Some(handshake) = &mut peer.handshake else {
+            return;
+        };
+        if handshake.is_over(now) {
+            peer.handshake = None;
+            peer.queue.take();
+            return;
+        }
+        if !handshake.poll(now, rtt) {
+            return;
+        }
+        let Some(network) = self.networks.get(&peer.network) else {
+            return;
+        };
+        let session = peer.session_or_new(&network.local, now);
+        let Some(length) = session.initiate(&mut self.scratch[..]) else {
+            return;
+        };
+        let message = self.scratch[..length].to_vec();
+        self.send_initiation(now, index, &message);
+    }
+
+    /// Sends an initiation on every way that may lead to the peer; the first answer shows one that does.
+    ///
+    /// The same bytes go everywhere: the peer takes them once, and refuses the copies by their time stamp.
+    fn send_initiation(&mut self, now: Instant, index: PeerIndex, message: &[u8]) {
+        for key in self.initiation_paths(now, index) {
+            if let Some(peer) = self.peer_mut(index)
+                && peer.paths.get_or_add(key, now).is_none()
+            {
+                continue;
+            }
+            match key {
+                PathKey::Direct(_) => {
+                    self.transmit(index, key, message.to_vec(), None);
+                }
+                PathKey::Relay(relay) => {
+                    self.open_channel(now, index, relay);
+                    self.send_by_relay(index, relay, message.to_vec());
+                }
+            }
+        }
+    }
+
+    fn initiation_paths(&self, now: Instant, index: PeerIndex) -> Vec<PathKey> {
+        let Some(peer) = self.peer(index) else {
+            return Vec::new();
+        };
+        let Some(network) = self.networks.get(&peer.network) else {
+            return Vec::new();
+        };
+        let first = peer
+            .handshake
+            .as_ref()
+            .is_none_or(|handshake| handshake.attempts() <= 1);
+        let mut keys: Vec<PathKey> = Vec::new();
+        let current = peer.paths.current().filter(|path| path.is_usable(now));
+        keys.extend(current.map(|path| path.key));
+        let direct = matches!(keys.first(), Some(PathKey::Direct(_)));
+        if !(first && direct) {
+            let endpoints = peer.endpoints.iter().take(limits::MAX_ENDPOINTS);
+            keys.extend(endpoints.map(|endpoint| PathKey::Direct(*endpoint)));
+            let lately = peer.paths.iter().filter(|path| path.is_proven(now));
+            keys.extend(lately.map(|path| path.key));
+            // A stock WireGuard peer, or one that no relay reaches, may be just where it was last.
+            keys.extend(peer.paths.current().map(|path| path.key));
+        }
+        if peer.node_id().is_some() && (keys.is_empty() || !first || !direct) {
+            let relays = network.relays.iter().copied();
+            let ready = relays.filter(|relay| {
+                self.relays
+                    .get(relay)
+                    .is_some_and(|relay| relay.ready().is_some())
+            });
+            let wanted =
+                ready.filter(|relay| !first || network.home.is_none_or(|home| home == *relay));
+            keys.extend(wanted.map(PathKey::Relay));
+        }
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+
+    /// The peer's initiation was accepted: answer on the way that it came by. Nothing is proven yet.
+    pub(super) fn accepted_initiation(
+        &mut self,
+        now: Instant,
+        key: PathKey,
+        index: PeerIndex,
+        response: Vec<u8>,
+        bytes: usize,
+    ) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        peer.last_handshake = Some(now);
+        peer.awaiting_confirmation = Some(key);
+        peer.hello.start(now);
+        let Some(path) = peer.paths.get_or_add(key, now) else {
+            return;
+        };
+        path.received(now, bytes);
+        if !path.may_answer(now, response.len()) {
+            return;
+        }
+        match key {
+            PathKey::Direct(_) => {
+                self.transmit(index, key, response, None);
+            }
+            PathKey::Relay(relay) => {
+                self.send_by_relay(index, relay, response);
+            }
+        }
+        self.arm(now, index, None);
+    }
+
+    /// Our initiation was answered: there is a session, and the path of the answer works both ways.
+    pub(super) fn established(
+        &mut self,
+        now: Instant,
+        key: PathKey,
+        index: PeerIndex,
+        confirmation: Vec<u8>,
+        bytes: usize,
+        out: &mut Batches,
+    ) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        peer.last_handshake = Some(now);
+        peer.last_rx = Some(now);
+        peer.handshake = None;
+        peer.awaiting_confirmation = None;
+        if peer.node_id().is_some() {
+            peer.hello.start(now);
+        }
+        if let Some(path) = peer.paths.get_mut(key) {
+            path.received(now, bytes);
+            path.prove(now);
+        }
+        self.transmit(index, key, confirmation, None);
+        self.service_peer(now, index, out);
+    }
+
+    /// An authentic packet arrived on a path.
+    pub(super) fn authenticated(
+        &mut self,
+        now: Instant,
+        key: PathKey,
+        index: PeerIndex,
+        bytes: usize,
+        out: &mut Batches,
+    ) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        peer.last_rx = Some(now);
+        let stock = peer.node_id().is_none();
+        let confirmed = peer.awaiting_confirmation.take();
+        let Some(path) = peer.paths.get_or_add(key, now) else {
+            return;
+        };
+        path.received(now, bytes);
+        // The first packet on a session that we answered for shows that our response arrived there.
+        let proven = stock || confirmed == Some(key);
+        if proven {
+            path.prove(now);
+        }
+        if confirmed.is_some() {
+            peer.handshake = None;
+        }
+        if stock
+            && peer
+                .paths
+                .current()
+                .is_none_or(|current| current.key != key)
+        {
+            // A stock WireGuard peer has one path: where its last authentic packet came from.
+            peer.paths.set_current(Some(key), now);
+            self.path_changed(
+                now,
+                index,
+                Change {
+                    to: Some(key),
+                    reason: "the peer sent from there",
+                },
+            );
+        }
+        if confirmed.is_some() {
+            self.service_peer(now, index, out);
+        } else if self
+            .peer(index)
+            .is_some_and(|peer| peer.needs_earlier_look(now))
+        {
+            self.arm(now, index, Some(now));
+        }
+    }
+
+    fn service_hello(&mut self, now: Instant, index: PeerIndex) {
+        let instance = self.instance;
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        if peer.node_id().is_none()
+            || !peer.is_ready()
+            || peer.paths.current().is_none()
+            || !peer.hello.poll(now)
+        {
+            return;
+        }
+        let reply = false;
+        let hello = Control::Hello {
+            version: VERSION,
+            instance,
+            reply,
+        };
+        self.send_control(index, None, &hello, None);
+    }
+
+    /// Sends pings that waited for the peer's hello, and gives up those whose time is over.
+    pub(super) fn service_pings(&mut self, now: Instant, index: PeerIndex) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        let speaks =
+            peer.hello.instance.is_some() && peer.is_ready() && peer.paths.route().is_some();
+        let mut over = Vec::new();
+        peer.pings.retain(|ping| {
+            let waits = now < ping.deadline;
+            if !waits {
+                over.push(ping.token);
+            }
+            waits
+        });
+        let unsent: Vec<u64> = peer
+            .pings
+            .iter()
+            .filter(|ping| speaks && !ping.sent)
+            .map(|ping| ping.nonce)
+            .collect();
+        for token in over {
+            self.emit(Event::Pong {
+                token,
+                answer: None,
+            });
+        }
+        for token in unsent {
+            let sent = self.send_control(index, None, &Control::Ping { token }, None);
+            if let Some(peer) = self.peer_mut(index)
+                && let Some(ping) = peer.pings.iter_mut().find(|ping| ping.nonce == token)
+            {
+                ping.sent = sent;
+                // It left on this path: silence there is to be noticed as with data.
+                peer.paths.sent_data(now);
+            }
+        }
+    }
+
+    /// The answer to a ping.
+    pub(super) fn pong(&mut self, now: Instant, key: PathKey, index: PeerIndex, nonce: u64) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        let Some(at) = peer.pings.iter().position(|ping| ping.nonce == nonce) else {
+            return;
+        };
+        let ping = peer.pings.swap_remove(at);
+        let via = match key {
+            PathKey::Direct(remote) => remote.to_string(),
+            PathKey::Relay(relay) => self.relays.get(&relay).map_or_else(String::new, |relay| {
+                format!("{}:{}", relay.url.host, relay.url.port)
+            }),
+        };
+        let answer = Some(PongInfo {
+            rtt: now.since(ping.started),
+            kind: key.kind(),
+            via,
+        });
+        self.emit(Event::Pong {
+            token: ping.token,
+            answer,
+        });
+    }
+
+    fn service_paths(&mut self, now: Instant, index: PeerIndex) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        let using = peer.uses(now);
+        let orders = peer.paths.handle_timeout(now, using, &mut self.rng);
+        for order in orders {
+            self.send_probe(now, index, order.key, order.transaction);
+        }
+    }
+
+    pub(super) fn send_probe(
+        &mut self,
+        now: Instant,
+        index: PeerIndex,
+        key: PathKey,
+        transaction: u64,
+    ) {
+        if let Some(path) = self
+            .peer_mut(index)
+            .and_then(|peer| peer.paths.get_mut(key))
+        {
+            path.probe_sent(transaction, now);
+        }
+        self.send_control(index, Some(key), &Control::Probe { transaction }, None);
+    }
+
+    /// Chooses the peer's path anew, and sends what waited for one.
+    pub(super) fn update_path(&mut self, now: Instant, index: PeerIndex, out: &mut Batches) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        if let Some(change) = peer.paths.choose(now) {
+            self.path_changed(now, index, change);
+        }
+        self.flush_queue(now, index, out);
+    }
+
+    fn path_changed(&mut self, now: Instant, index: PeerIndex, change: Change) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        match change.to {
+            Some(PathKey::Direct(_)) => {
+                peer.punching.failed = 0;
+                peer.punching.next = None;
+            }
+            // A direct path is wanted again, at once if the peer is in use.
+            _ if peer.hello.instance.is_some() => peer.punching.next = Some(now),
+            _ => {}
+        }
+        let (network, key, name) = (peer.network, peer.key, peer.name.clone());
+        let path = self
+            .peer(index)
+            .and_then(|peer| self.path_status(now, peer));
+        self.emit(Event::PathChanged {
+            network,
+            peer: key,
+            name,
+            path,
+            reason: change.reason,
+        });
+    }
+
+    /// The peer's current path for people.
+    pub(super) fn path_status(&self, now: Instant, peer: &Peer) -> Option<PathStatus> {
+        let path = peer.paths.current()?;
+        let relay = match path.key {
+            PathKey::Direct(_) => None,
+            PathKey::Relay(relay) => Some(self.relays.get(&relay)?.url.clone()),
+        };
+        Some(PathStatus {
+            kind: path.key.kind(),
+            remote: path.route()?.remote,
+            relay,
+            rtt: path.rtt(),
+            mtu: limits::INNER_MTU,
+            age: now.since(peer.paths.since()),
+        })
+    }
+}

@@ -1,0 +1,89 @@
+//! What the NAT before this host does, and how two hosts behind NATs open a path to each other.
+//!
+//! Terms are RFC 4787's. [`profile`] measures, [`punch`] schedules the simultaneous opening.
+
+pub(crate) mod profile;
+pub(crate) mod punch;
+
+/// How a NAT chooses the external address and port for packets from one internal endpoint (RFC 4787, section 4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Mapping {
+    /// Not measured, or not measurable with the relays at hand.
+    #[default]
+    Unknown = 0,
+    /// The same for every destination.
+    EndpointIndependent = 1,
+    /// One for each destination address.
+    AddressDependent = 2,
+    /// One for each destination address and port.
+    AddressAndPortDependent = 3,
+}
+
+/// Which packets from outside a NAT lets in on a mapping (RFC 4787, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Filtering {
+    /// Not measured, or not measurable with the relays at hand.
+    #[default]
+    Unknown = 0,
+    /// From anyone.
+    EndpointIndependent = 1,
+    /// From addresses that were sent to.
+    AddressDependent = 2,
+    /// From addresses and ports that were sent to.
+    AddressAndPortDependent = 3,
+}
+
+impl Mapping {
+    /// As in `netcheck --json`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::EndpointIndependent => "endpoint-independent",
+            Self::AddressDependent => "address-dependent",
+            Self::AddressAndPortDependent => "address-and-port-dependent",
+        }
+    }
+
+    pub(crate) const fn from_wire(value: u8) -> Option<Self> {
+        Some(match value {
+            0 => Self::Unknown,
+            1 => Self::EndpointIndependent,
+            2 => Self::AddressDependent,
+            3 => Self::AddressAndPortDependent,
+            _ => return None,
+        })
+    }
+}
+
+impl Filtering {
+    /// As in `netcheck --json`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::EndpointIndependent => "endpoint-independent",
+            Self::AddressDependent => "address-dependent",
+            Self::AddressAndPortDependent => "address-and-port-dependent",
+        }
+    }
+
+    pub(crate) const fn from_wire(value: u8) -> Option<Self> {
+        Some(match value {
+            0 => Self::Unknown,
+            1 => Self::EndpointIndependent,
+            2 => Self::AddressDependent,
+            3 => Self::AddressAndPortDependent,
+            _ => return None,
+        })
+    }
+}
+
+/// What is known about the NAT before a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NatProfile {
+    /// How it maps.
+    pub mapping: Mapping,
+    /// What it lets in.
+    pub filtering: Filtering,
+}

@@ -1,0 +1,301 @@
+//! One peer: its keys, its session, its paths, and what is being done to reach it.
+
+pub(crate) mod handshake;
+pub(crate) mod queue;
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use zeroize::Zeroizing;
+
+use self::handshake::Handshake;
+use self::queue::PacketQueue;
+use crate::engine::{NetworkIndex, PeerKey, PeerSetup, PeerState};
+use crate::identity::{NetworkId, NodeId, overlay_address};
+use crate::limits;
+use crate::nat::punch::Punch;
+use crate::path::PathKey;
+use crate::path::agent::{PathSet, Use};
+use crate::session::{LocalKey, Session};
+use crate::time::Instant;
+
+/// A slot in the engine's peer table; also the session index on the wire, so it stays below 2^24.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PeerIndex(pub(crate) u32);
+
+/// A peer without traffic for this long is idle: nothing is probed and nothing is punched for it.
+pub(crate) const ACTIVE: Duration = Duration::from_secs(120);
+/// WireGuard's timers run this often while packets flow.
+const TICK: Duration = Duration::from_millis(250);
+/// And this often when nothing does; keys expire late by at most this.
+const IDLE_TICK: Duration = Duration::from_secs(10);
+/// Packets count as flowing for this long: WireGuard's longest reaction to one (keepalive plus rekey timeout, 15 s).
+const FLOWING: Duration = Duration::from_secs(20);
+/// Pauses between hellos; a session that saw none of them answered talks to something that is no meshd.
+const HELLO_RETRY: [Duration; 5] = [
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+];
+
+/// The exchange that shows that a peer speaks our control protocol.
+#[derive(Debug, Default)]
+pub(crate) struct Hello {
+    /// The run of the peer that answered; `None` until it has.
+    pub(crate) instance: Option<u64>,
+    next: Option<Instant>,
+    tries: usize,
+}
+
+impl Hello {
+    /// A new session: say hello (again), the peer may have forgotten us.
+    pub(crate) fn start(&mut self, now: Instant) {
+        self.next = Some(now);
+        self.tries = 0;
+    }
+
+    pub(crate) fn finished(&mut self, instance: u64) {
+        self.instance = Some(instance);
+        self.next = None;
+    }
+
+    /// True when one has to be sent now.
+    pub(crate) fn poll(&mut self, now: Instant) -> bool {
+        if self.next.is_none_or(|next| now < next) {
+            return false;
+        }
+        self.next = HELLO_RETRY.get(self.tries).map(|pause| now + *pause);
+        self.tries += 1;
+        true
+    }
+}
+
+/// When to try to open a direct path.
+#[derive(Debug, Default)]
+pub(crate) struct PunchSchedule {
+    pub(crate) running: Option<Punch>,
+    /// Earliest next round; `None` until the first.
+    pub(crate) next: Option<Instant>,
+    /// Rounds in a row that ended without a path.
+    pub(crate) failed: u32,
+    pub(crate) round: u32,
+    /// When the call that started the present round was sent, until it is answered.
+    pub(crate) called: Option<Instant>,
+}
+
+/// An overlay ping that waits.
+#[derive(Debug)]
+pub(crate) struct PendingPing {
+    pub(crate) token: u64,
+    /// What identifies it on the wire: `token` is the caller's and may repeat.
+    pub(crate) nonce: u64,
+    pub(crate) started: Instant,
+    pub(crate) deadline: Instant,
+    pub(crate) sent: bool,
+}
+
+/// One peer of one network.
+pub(crate) struct Peer {
+    pub(crate) index: PeerIndex,
+    pub(crate) network: NetworkIndex,
+    pub(crate) key: PeerKey,
+    pub(crate) wireguard_key: [u8; 32],
+    pub(crate) name: String,
+    /// The derived overlay address; a stock WireGuard peer has none.
+    pub(crate) overlay: Option<Ipv6Addr>,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) routes: Vec<IpNet>,
+    pub(crate) endpoints: Vec<SocketAddr>,
+    psk: Option<Zeroizing<[u8; 32]>>,
+
+    /// Made on first use: keys for 10,000 silent peers would cost 100 MB.
+    session: Option<Box<Session>>,
+    pub(crate) handshake: Option<Handshake>,
+    /// Where our response to the peer's initiation went; the first packet of the new session confirms it.
+    pub(crate) awaiting_confirmation: Option<PathKey>,
+    pub(crate) queue: PacketQueue,
+    pub(crate) hello: Hello,
+    pub(crate) paths: PathSet,
+    pub(crate) punching: PunchSchedule,
+    /// Addresses that the peer, or a relay about it, named.
+    pub(crate) candidates: Vec<SocketAddr>,
+    pub(crate) pings: Vec<PendingPing>,
+
+    pub(crate) tx_bytes: u64,
+    pub(crate) rx_bytes: u64,
+    /// Last inner packet of a user, either way.
+    pub(crate) last_data: Option<Instant>,
+    pub(crate) last_rx: Option<Instant>,
+    pub(crate) last_handshake: Option<Instant>,
+    /// When the peer is next looked at, as entered in the engine's timer queue.
+    pub(crate) armed: Option<Instant>,
+}
+
+impl Peer {
+    pub(crate) fn new(
+        index: PeerIndex,
+        network: NetworkIndex,
+        id: &NetworkId,
+        setup: PeerSetup,
+    ) -> Self {
+        let (wireguard_key, overlay) = match &setup.key {
+            PeerKey::Mesh(node) => (node.to_wireguard(), Some(overlay_address(id, node))),
+            PeerKey::WireGuard(key) => (*key, None),
+        };
+        Self {
+            index,
+            network,
+            key: setup.key,
+            wireguard_key,
+            name: setup.name,
+            overlay,
+            addresses: setup.addresses,
+            routes: setup.routes,
+            endpoints: setup.endpoints,
+            psk: setup.psk,
+            session: None,
+            handshake: None,
+            awaiting_confirmation: None,
+            queue: PacketQueue::default(),
+            hello: Hello::default(),
+            paths: PathSet::default(),
+            punching: PunchSchedule::default(),
+            candidates: Vec::new(),
+            pings: Vec::new(),
+            tx_bytes: 0,
+            rx_bytes: 0,
+            last_data: None,
+            last_rx: None,
+            last_handshake: None,
+            armed: None,
+        }
+    }
+
+    /// Takes over what a reload may change without touching the session. `false` if the keys differ.
+    pub(crate) fn update(&mut self, setup: &PeerSetup) -> bool {
+        let same_psk = match (&self.psk, &setup.psk) {
+            (None, None) => true,
+            (Some(a), Some(b)) => **a == **b,
+            _ => false,
+        };
+        if self.key != setup.key || !same_psk {
+            return false;
+        }
+        self.name.clone_from(&setup.name);
+        self.addresses.clone_from(&setup.addresses);
+        self.routes.clone_from(&setup.routes);
+        self.endpoints.clone_from(&setup.endpoints);
+        true
+    }
+
+    /// The node ID; `None` for a stock WireGuard peer.
+    pub(crate) fn node_id(&self) -> Option<NodeId> {
+        match self.key {
+            PeerKey::Mesh(id) => Some(id),
+            PeerKey::WireGuard(_) => None,
+        }
+    }
+
+    /// Every prefix that belongs to it: addresses as host prefixes, and its routes.
+    pub(crate) fn prefixes(&self) -> Vec<IpNet> {
+        let hosts = self
+            .overlay
+            .map(IpAddr::from)
+            .into_iter()
+            .chain(self.addresses.iter().copied());
+        hosts
+            .map(IpNet::from)
+            .chain(self.routes.iter().copied())
+            .collect()
+    }
+
+    pub(crate) fn session(&mut self) -> Option<&mut Session> {
+        self.session.as_deref_mut()
+    }
+
+    pub(crate) fn session_or_new(&mut self, local: &LocalKey, now: Instant) -> &mut Session {
+        let (index, key, psk) = (self.index.0, &self.wireguard_key, self.psk.as_deref());
+        self.session
+            .get_or_insert_with(|| Box::new(Session::new(local, key, psk, index, now)))
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.session
+            .as_ref()
+            .is_some_and(|session| session.is_ready())
+    }
+
+    /// Traffic of users lately, or a ping that waits.
+    pub(crate) fn is_active(&self, now: Instant) -> bool {
+        !self.pings.is_empty() || self.last_data.is_some_and(|at| now.since(at) < ACTIVE)
+    }
+
+    pub(crate) fn uses(&self, now: Instant) -> Use {
+        Use {
+            active: self.is_active(now),
+            probes: self.hello.instance.is_some() && self.is_ready(),
+        }
+    }
+
+    /// As `status` shows it.
+    pub(crate) fn state(&self, now: Instant) -> PeerState {
+        let failing = self
+            .handshake
+            .as_ref()
+            .is_some_and(|handshake| handshake.is_failing(now));
+        if failing
+            && self
+                .last_rx
+                .is_none_or(|at| now.since(at) > limits::CONTROL_TIMEOUT)
+        {
+            PeerState::Offline
+        } else if self.is_active(now) && self.is_ready() {
+            PeerState::Active
+        } else {
+            PeerState::Idle
+        }
+    }
+
+    fn tick_interval(&self, now: Instant) -> Duration {
+        let flowing = self.last_data.is_some_and(|at| now.since(at) < FLOWING);
+        if flowing { TICK } else { IDLE_TICK }
+    }
+
+    /// True when WireGuard's timers have to run.
+    pub(crate) fn tick_due(&self, now: Instant) -> bool {
+        let interval = self.tick_interval(now);
+        self.session
+            .as_ref()
+            .is_some_and(|session| now.since(session.last_tick()) >= interval)
+    }
+
+    /// Users' data flows: look at it soon, if the next look is far.
+    #[inline]
+    pub(crate) fn needs_earlier_look(&self, now: Instant) -> bool {
+        self.armed.is_none_or(|armed| armed > now + TICK)
+    }
+
+    /// When something has to be done about it.
+    pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
+        let tick = self
+            .session
+            .as_ref()
+            .map(|session| session.last_tick() + self.tick_interval(now));
+        let handshake = self.handshake.as_ref().map(Handshake::deadline);
+        let hello = self.hello.next.filter(|_| self.is_ready());
+        let punch = self.punching.running.as_ref().map(Punch::deadline);
+        let next_punch = self
+            .punching
+            .next
+            .filter(|_| self.punching.running.is_none() && self.uses(now).active);
+        let ping = self.pings.iter().map(|ping| ping.deadline).min();
+        let paths = self.paths.deadline(self.uses(now));
+        [tick, handshake, hello, punch, next_punch, ping, paths]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}

@@ -1,0 +1,275 @@
+//! The state of our connection to one relay: when to dial it, what it told us, and why it does not work.
+//!
+//! The transport (QUIC, TLS) is the shell's; it reports what becomes of each dial.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::engine::{NetworkIndex, RelayHandle};
+use crate::identity::RelayUrl;
+use crate::limits;
+use crate::rng::Random;
+use crate::time::Instant;
+use crate::wire::relay::Refusal;
+
+/// First pause after a failed dial; doubles up to [`MAX_BACKOFF`].
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+/// Longest pause: a relay that comes back is found within half a minute.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Pause after the relay refused us: its configuration has to change first.
+const REFUSED_BACKOFF: Duration = Duration::from_secs(60);
+/// Pause after another host appeared with our key: whoever came last keeps the place instead of the two fighting.
+const REPLACED_BACKOFF: Duration = Duration::from_secs(600);
+/// A relay that accepted the connection has this long to say welcome.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// A dial that the shell did not report on after this long is given up.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Where the connection stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting { until: Instant },
+    Dialling { since: Instant },
+    Greeting { remote: SocketAddr, since: Instant },
+    Ready { remote: SocketAddr },
+}
+
+/// What has to be done about the connection now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    Nothing,
+    Dial,
+    /// Hang up: it did not answer.
+    GiveUp,
+}
+
+/// One relay of one network.
+#[derive(Debug)]
+pub(crate) struct RelayClient {
+    pub(crate) handle: RelayHandle,
+    pub(crate) network: NetworkIndex,
+    pub(crate) url: RelayUrl,
+    state: State,
+    failures: u32,
+    /// Why it does not work, for `status`.
+    pub(crate) problem: Option<String>,
+    /// Our address as the relay sees it.
+    pub(crate) observed: Option<SocketAddr>,
+    alternative_port: Option<u16>,
+    answers: u32,
+    answers_since: Instant,
+}
+
+impl RelayClient {
+    pub(crate) fn new(
+        handle: RelayHandle,
+        network: NetworkIndex,
+        url: RelayUrl,
+        now: Instant,
+    ) -> Self {
+        Self {
+            handle,
+            network,
+            url,
+            state: State::Waiting { until: now },
+            failures: 0,
+            problem: None,
+            observed: None,
+            alternative_port: None,
+            answers: 0,
+            answers_since: now,
+        }
+    }
+
+    /// The relay's address, once it has welcomed us.
+    pub(crate) fn ready(&self) -> Option<SocketAddr> {
+        match self.state {
+            State::Ready { remote } => Some(remote),
+            _ => None,
+        }
+    }
+
+    /// The relay's address, once the connection stands.
+    pub(crate) fn remote(&self) -> Option<SocketAddr> {
+        match self.state {
+            State::Ready { remote } | State::Greeting { remote, .. } => Some(remote),
+            _ => None,
+        }
+    }
+
+    /// The relay's second STUN port.
+    pub(crate) fn alternative(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.ready()?.ip(), self.alternative_port?))
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self.state {
+            State::Waiting { until } => Some(until),
+            State::Dialling { since } => Some(since + DIAL_TIMEOUT),
+            State::Greeting { since, .. } => Some(since + GREETING_TIMEOUT),
+            State::Ready { .. } => None,
+        }
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant, rng: &mut Random) -> Due {
+        if self.deadline().is_none_or(|deadline| now < deadline) {
+            return Due::Nothing;
+        }
+        match self.state {
+            State::Waiting { .. } => {
+                self.state = State::Dialling { since: now };
+                Due::Dial
+            }
+            _ => {
+                self.closed(now, "it does not answer".to_owned(), rng);
+                Due::GiveUp
+            }
+        }
+    }
+
+    /// Dials at once, whatever the backoff: the network changed, so the reason of the last failure may be gone. Not
+    /// after a refusal or a replacement, which have nothing to do with the network.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        if matches!(self.state, State::Waiting { .. }) && self.failures > 0 {
+            self.state = State::Waiting { until: now };
+        }
+    }
+
+    /// The connection stands.
+    pub(crate) fn connected(&mut self, now: Instant, remote: SocketAddr) {
+        self.state = State::Greeting { remote, since: now };
+    }
+
+    /// The relay admits us; `false` if the message comes out of turn.
+    pub(crate) fn welcomed(&mut self, observed: SocketAddr, alternative_port: Option<u16>) -> bool {
+        let State::Greeting { remote, .. } = self.state else {
+            return false;
+        };
+        self.state = State::Ready { remote };
+        self.failures = 0;
+        self.problem = None;
+        self.observed = Some(observed);
+        self.alternative_port = alternative_port;
+        true
+    }
+
+    /// The connection is gone.
+    pub(crate) fn closed(&mut self, now: Instant, reason: String, rng: &mut Random) {
+        let was_waiting = matches!(self.state, State::Waiting { .. });
+        if was_waiting {
+            return; // after a refusal or a replacement the pause and its reason stand
+        }
+        let pause = FIRST_BACKOFF * 2u32.saturating_pow(self.failures.min(8));
+        self.failures = self.failures.saturating_add(1);
+        self.wait(now, jittered(pause.min(MAX_BACKOFF), rng), reason);
+    }
+
+    pub(crate) fn refused(&mut self, now: Instant, reason: Refusal) {
+        self.failures = 0;
+        self.wait(now, REFUSED_BACKOFF, reason.to_string());
+    }
+
+    pub(crate) fn replaced(&mut self, now: Instant) {
+        self.failures = 0;
+        let reason = "another host uses this node's key; give one of the two a key of its own: stop meshd there, \
+                      remove its identity.key, start it, and put the new ID into the peers' configuration";
+        self.wait(now, REPLACED_BACKOFF, reason.to_owned());
+    }
+
+    fn wait(&mut self, now: Instant, pause: Duration, reason: String) {
+        self.state = State::Waiting { until: now + pause };
+        self.problem = Some(reason);
+        self.observed = None;
+        self.alternative_port = None;
+    }
+
+    /// True if one more unauthenticated question of the relay's address may be answered.
+    pub(crate) fn may_answer(&mut self, now: Instant) -> bool {
+        if now.since(self.answers_since) >= Duration::from_secs(1) {
+            self.answers_since = now;
+            self.answers = 0;
+        }
+        self.answers = self.answers.saturating_add(1);
+        self.answers <= limits::RELAY_ANSWERS_PER_SECOND
+    }
+}
+
+/// A pause between 3/4 and 5/4 of the given one, so that a relay's clients do not all come back at once.
+fn jittered(pause: Duration, rng: &mut Random) -> Duration {
+    pause.mul_f64(0.75 + rng.fraction() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_boot(Duration::from_secs(1_000 + seconds))
+    }
+
+    fn client() -> RelayClient {
+        let id = crate::identity::Identity::from_seed(zeroize::Zeroizing::new([7; 32])).id();
+        let url = RelayUrl {
+            id,
+            host: "relay.example".to_owned(),
+            port: 443,
+        };
+        RelayClient::new(RelayHandle(1), NetworkIndex(0), url, at(0))
+    }
+
+    #[test]
+    fn failed_dials_back_off_with_a_bound_and_a_network_change_ends_the_wait() {
+        let (mut client, mut rng) = (client(), Random::from_seed([1; 32]));
+        let mut now = at(0);
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            assert_eq!(client.handle_timeout(now, &mut rng), Due::Dial);
+            client.closed(now, "refused".to_owned(), &mut rng);
+            let next = client.deadline().unwrap();
+            pauses.push(next.since(now));
+            now = next;
+        }
+        assert!(pauses[0] >= Duration::from_millis(375) && pauses[0] <= Duration::from_millis(625));
+        assert!(
+            pauses
+                .iter()
+                .all(|pause| *pause <= MAX_BACKOFF.mul_f64(1.25))
+        );
+        assert!(*pauses.last().unwrap() >= MAX_BACKOFF.mul_f64(0.75));
+        client.closed(now, "again".to_owned(), &mut rng);
+        client.hurry(now);
+        assert_eq!(client.handle_timeout(now, &mut rng), Due::Dial);
+    }
+
+    #[test]
+    fn a_replaced_client_stays_away_and_says_why() {
+        let (mut client, mut rng) = (client(), Random::from_seed([1; 32]));
+        client.handle_timeout(at(0), &mut rng);
+        client.connected(at(0), "203.0.113.1:443".parse().unwrap());
+        assert!(client.welcomed("198.51.100.1:9".parse().unwrap(), Some(3_478)));
+        assert_eq!(
+            client.alternative(),
+            Some("203.0.113.1:3478".parse().unwrap())
+        );
+        client.replaced(at(1));
+        client.closed(at(1), "closed by the relay".to_owned(), &mut rng);
+        assert_eq!(client.deadline(), Some(at(601)));
+        assert!(
+            client
+                .problem
+                .as_ref()
+                .unwrap()
+                .contains("another host uses this node's key")
+        );
+    }
+
+    #[test]
+    fn a_relay_that_never_says_welcome_is_given_up() {
+        let (mut client, mut rng) = (client(), Random::from_seed([1; 32]));
+        client.handle_timeout(at(0), &mut rng);
+        client.connected(at(0), "203.0.113.1:443".parse().unwrap());
+        assert_eq!(client.handle_timeout(at(4), &mut rng), Due::Nothing);
+        assert_eq!(client.handle_timeout(at(5), &mut rng), Due::GiveUp);
+        assert!(client.ready().is_none() && client.deadline().is_some());
+    }
+}
