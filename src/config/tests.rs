@@ -685,7 +685,7 @@ fn bad_peer_names_are_refused() {
     }
     bad_peer(
         "name = \"10.0.0.1\"",
-        "name: \"10.0.0.1\" is an address, not a name; put it below address",
+        "name: 10.0.0.1 is an address, not a name; put it below address",
     );
 }
 
