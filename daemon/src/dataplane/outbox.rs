@@ -99,6 +99,7 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use mesh_core::identity::{Identity, RelayUrl};
     use mesh_core::wire::relay::ClientMessage;
 
     use super::*;
@@ -108,9 +109,11 @@ mod tests {
     fn dial() -> RelayAction {
         RelayAction::Dial {
             network: NetworkIndex(0),
-            url: "mesh://aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa@192.0.2.1:443"
-                .parse()
-                .unwrap_or_else(|_| crate::relays::tests::some_url()),
+            url: RelayUrl {
+                id: Identity::from_seed([1; 32].into()).id(),
+                host: "192.0.2.1".to_owned(),
+                port: 443,
+            },
         }
     }
 

@@ -183,17 +183,12 @@ impl Worker {
             }
         };
         let now = clock::now();
-        // Each datagram becomes one inner packet at most. Written in bursts across messages, because not every sender's
-        // datagrams arrive coalesced.
-        let mut in_batch = 0;
+        // Opened packets are written in bursts across messages, because not every sender's datagrams arrive coalesced.
         for received in self.udp.batches() {
-            let count = received.count();
-            self.egress.counters.datagrams_received += count as u64;
-            if in_batch + count > limits::TUN_BATCH_PACKETS {
+            self.egress.counters.datagrams_received += received.count() as u64;
+            if self.egress.batches.tun.is_full() {
                 self.egress.flush_tun();
-                in_batch = 0;
             }
-            in_batch += count;
             self.engine.handle_udp(
                 now,
                 received.remote,
