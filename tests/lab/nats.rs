@@ -1,10 +1,12 @@
 //! The lab's own routers do what their names say: everything else relies on it.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use mesh_tests::lab::{Allocation, Behaviour, Dependence, Nat, TwoNats, WanInput, scenario};
+use mesh_tests::lab::{
+    Allocation, Behaviour, Dependence, Internet, Nat, TwoNats, WanInput, scenario,
+};
 
 /// A public host with two addresses and two ports each, and a host behind the NAT in question.
 struct Bench {
@@ -195,6 +197,52 @@ fn a_block_stops_udp_between_sites_until_it_is_lifted() {
         net.internet.unblock()?;
         one.send_to(b"x", target)?;
         ensure!(other.recv_from(&mut [0; 16]).is_ok());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_delayed_internet_takes_its_time_both_ways() {
+    scenario(|_| {
+        let mut net = TwoNats::new(Nat::Masquerade, Nat::Masquerade)?;
+        net.internet.delay(Duration::from_millis(25))?;
+        let inner = net.a.udp("0.0.0.0:0".parse()?)?;
+        let outer = net.relay.udp("0.0.0.0:7000".parse()?)?;
+        let started = Instant::now();
+        inner.send_to(b"x", SocketAddr::new(net.relay_address.into(), 7000))?;
+        let (_, mapping) = outer.recv_from(&mut [0; 16])?;
+        outer.send_to(b"x", mapping)?;
+        inner.recv_from(&mut [0; 16])?;
+        let rtt = started.elapsed();
+        ensure!(rtt >= Duration::from_millis(50), "{rtt:?}");
+        ensure!(rtt < Duration::from_millis(90), "{rtt:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn hosts_with_ipv6_reach_each_other_unless_a_router_filters() {
+    scenario(|_| {
+        let mut internet = Internet::new(true)?;
+        let (public, _) = internet.host("public")?;
+        let mut router = internet.router("router", Nat::Masquerade, WanInput::Drop)?;
+        let (inner, _) = router.host("inner")?;
+        let outer = public.udp("[::]:7000".parse()?)?;
+        let inside = inner.udp("[::]:7000".parse()?)?;
+        inside.set_read_timeout(Some(Duration::from_millis(100)))?;
+        outer.send_to(b"x", "[2a00:a000:2:1::2]:7000")?;
+        ensure!(
+            inside.recv_from(&mut [0; 16]).is_err(),
+            "unexpected, so filtered"
+        );
+        inside.send_to(b"x", "[2a00:a000:1::2]:7000")?;
+        let (_, seen) = outer.recv_from(&mut [0; 16])?;
+        ensure!(
+            seen == "[2a00:a000:2:1::2]:7000".parse()?,
+            "not translated: {seen}"
+        );
+        outer.send_to(b"x", seen)?;
+        ensure!(inside.recv_from(&mut [0; 16]).is_ok());
         Ok(())
     });
 }

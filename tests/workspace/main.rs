@@ -6,10 +6,11 @@ use std::process::Command;
 
 /// What the core may depend on directly: parsing, cryptography, containers. Nothing here opens a socket or a file,
 /// reads a clock or runs a task.
-const CORE_DEPENDENCIES: [&str; 14] = [
+const CORE_DEPENDENCIES: [&str; 15] = [
     "base64",
     "blake2",
     "boringtun",
+    "curve25519-dalek",
     "data-encoding",
     "ed25519-dalek",
     "ipnet",
@@ -66,13 +67,13 @@ fn tree(package: &str, args: &[&str]) -> BTreeSet<String> {
         .args(["tree", "--locked", "-p", package, "--prefix", "none"])
         .args(args)
         .output()
-        .unwrap();
+        .expect("cargo runs");
     assert!(
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = String::from_utf8(output.stdout).expect("names are ASCII");
     text.lines()
         .filter_map(|line| line.split_whitespace().next())
         .filter(|name| *name != package)

@@ -32,11 +32,18 @@ pub(super) fn identities(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
         } else if path.extension().is_some_and(|extension| extension == "key") {
             let text = std::fs::read_to_string(&path).unwrap_or_default();
             for word in text.split_whitespace() {
-                let Ok(seed) = BASE32_NOPAD.decode(word.to_uppercase().as_bytes()) else { continue };
-                let Ok(seed) = <[u8; 32]>::try_from(seed) else { continue };
+                let Ok(seed) = BASE32_NOPAD.decode(word.to_uppercase().as_bytes()) else {
+                    continue;
+                };
+                let Ok(seed) = <[u8; 32]>::try_from(seed) else {
+                    continue;
+                };
                 let scalar = SigningKey::from_bytes(&seed).to_scalar_bytes();
                 found.push((format!("seed of {}", path.display()), seed.to_vec()));
-                found.push((format!("WireGuard key of {}", path.display()), scalar.to_vec()));
+                found.push((
+                    format!("WireGuard key of {}", path.display()),
+                    scalar.to_vec(),
+                ));
             }
         }
     }
@@ -93,7 +100,9 @@ fn forms(secret: &[u8]) -> Vec<String> {
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     // The first byte by memchr-like search keeps this quick on logs of megabytes.
-    let Some((first, rest)) = needle.split_first() else { return false };
+    let Some((first, rest)) = needle.split_first() else {
+        return false;
+    };
     let mut at = 0;
     while let Some(found) = haystack[at..].iter().position(|byte| byte == first) {
         at += found + 1;
@@ -109,16 +118,32 @@ mod tests {
     use super::*;
 
     fn refused(line: &str, secret: &[u8]) -> bool {
-        check_log("x", line.as_bytes(), &[("secret".to_owned(), secret.to_vec())]).is_err()
+        check_log(
+            "x",
+            line.as_bytes(),
+            &[("secret".to_owned(), secret.to_vec())],
+        )
+        .is_err()
     }
 
     #[test]
     fn a_secret_is_found_in_every_form() {
-        let secret: Vec<u8> = (0..32_u8).map(|i| i.wrapping_mul(57).wrapping_add(130)).collect();
-        assert!(refused(&format!("key {}", HEXLOWER.encode(&secret)), &secret));
-        assert!(refused(&format!("key {}", HEXUPPER.encode(&secret)), &secret));
+        let secret: Vec<u8> = (0..32_u8)
+            .map(|i| i.wrapping_mul(57).wrapping_add(130))
+            .collect();
+        assert!(refused(
+            &format!("key {}", HEXLOWER.encode(&secret)),
+            &secret
+        ));
+        assert!(refused(
+            &format!("key {}", HEXUPPER.encode(&secret)),
+            &secret
+        ));
         assert!(refused(&format!("key {}", BASE64.encode(&secret)), &secret));
-        assert!(refused(&format!("key {}", BASE32_NOPAD.encode(&secret).to_lowercase()), &secret));
+        assert!(refused(
+            &format!("key {}", BASE32_NOPAD.encode(&secret).to_lowercase()),
+            &secret
+        ));
         assert!(refused(&format!("key {secret:?}"), &secret));
         let mut longer = vec![1];
         longer.extend(&secret);

@@ -6,6 +6,7 @@
 //! lie in one temporary directory. Whatever a scenario is about, its end also checks that no program crashed
 //! and that no log holds a secret or a piece of payload.
 
+mod delay;
 mod hygiene;
 mod nat;
 mod netns;

@@ -85,7 +85,9 @@ impl Namespace {
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let fd = Arc::clone(&self.fd);
         let mut command = Command::new(program);
-        command.env_remove("DBUS_SYSTEM_BUS_ADDRESS").env_remove("RUST_LOG");
+        command
+            .env_remove("DBUS_SYSTEM_BUS_ADDRESS")
+            .env_remove("RUST_LOG");
         // SAFETY: setns and prctl are async-signal-safe system calls; nothing is allocated between fork and exec.
         unsafe {
             command.pre_exec(move || {
@@ -115,6 +117,15 @@ impl Namespace {
         self.feed("ip", &["-batch", "-"], commands).map(drop)
     }
 
+    /// As [`Self::ip`], for IPv6 where the command itself does not tell.
+    ///
+    /// # Errors
+    ///
+    /// When one fails.
+    pub fn ip6(&self, commands: &str) -> Result<()> {
+        self.feed("ip", &["-6", "-batch", "-"], commands).map(drop)
+    }
+
     /// Loads an nftables ruleset, in one transaction.
     ///
     /// # Errors
@@ -131,7 +142,8 @@ impl Namespace {
     /// When there is none of that name.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/{}", key.replace('.', "/"));
-        self.inside(|| std::fs::write(&path, value)).with_context(|| format!("sysctl {key}={value}"))
+        self.inside(|| std::fs::write(&path, value))
+            .with_context(|| format!("sysctl {key}={value}"))
     }
 
     /// A UDP socket in the namespace, with a read timeout of 2 s.
@@ -175,9 +187,15 @@ impl Namespace {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("run {program} (is it installed? tests/setup.sh installs it)"))?;
+            .with_context(|| {
+                format!("run {program} (is it installed? tests/setup.sh installs it)")
+            })?;
         // The program may end before it has read everything; its exit status then tells why.
-        let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
+        let _ = child
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(input.as_bytes());
         let output = child.wait_with_output()?;
         if !output.status.success() {
             bail!(

@@ -112,7 +112,10 @@ impl Node {
         std::fs::create_dir_all(&dir)?;
         let program = Lab::binary("meshd")?.display().to_string();
         let state = dir.join("state").display().to_string();
-        let id = ns.run(&program, &["--state-dir", &state, "--print-id", "lab"])?.trim().to_owned();
+        let id = ns
+            .run(&program, &["--state-dir", &state, "--print-id", "lab"])?
+            .trim()
+            .to_owned();
         Ok(Self {
             name: name.to_owned(),
             id,
@@ -315,7 +318,13 @@ impl Node {
     pub fn ctl_ok(&self, args: &[&str]) -> Result<String> {
         let output = self.ctl(args)?;
         if output.code != 0 {
-            bail!("meshctl {} on {}: exit {}: {}", args.join(" "), self.name, output.code, output.stderr.trim());
+            bail!(
+                "meshctl {} on {}: exit {}: {}",
+                args.join(" "),
+                self.name,
+                output.code,
+                output.stderr.trim()
+            );
         }
         Ok(output.stdout)
     }
@@ -368,7 +377,9 @@ impl Node {
     /// When it is not within `timeout`.
     pub fn wait_path(&self, peer: &str, kind: &str, timeout: Duration) -> Result<Duration> {
         let what = format!("{} to reach {peer} by a {kind} path", self.name);
-        within(&what, timeout, || Ok(self.path_kind(peer)?.as_deref() == Some(kind)))
+        within(&what, timeout, || {
+            Ok(self.path_kind(peer)?.as_deref() == Some(kind))
+        })
     }
 
     /// Waits for a health line that contains `text`, in either case.
@@ -377,11 +388,21 @@ impl Node {
     ///
     /// When none comes within `timeout`.
     pub fn wait_health(&self, text: &str, timeout: Duration) -> Result<String> {
-        until(&format!("a health line with {text:?} on {}", self.name), timeout, || {
-            let network = self.network()?;
-            let mut lines = network["health"].as_array().into_iter().flatten().filter_map(Value::as_str);
-            Ok(lines.find(|line| line.to_lowercase().contains(&text.to_lowercase())).map(str::to_owned))
-        })
+        until(
+            &format!("a health line with {text:?} on {}", self.name),
+            timeout,
+            || {
+                let network = self.network()?;
+                let mut lines = network["health"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Value::as_str);
+                Ok(lines
+                    .find(|line| line.to_lowercase().contains(&text.to_lowercase()))
+                    .map(str::to_owned))
+            },
+        )
     }
 
     /// Waits until the node has a home relay.
@@ -390,9 +411,11 @@ impl Node {
     ///
     /// When it has none within `timeout`.
     pub fn wait_relay(&self, timeout: Duration) -> Result<Duration> {
-        within(&format!("{} to have a home relay", self.name), timeout, || {
-            Ok(self.network()?["self"]["home_relay"].is_string())
-        })
+        within(
+            &format!("{} to have a home relay", self.name),
+            timeout,
+            || Ok(self.network()?["self"]["home_relay"].is_string()),
+        )
     }
 
     /// The overlay address derived from the node's ID.
@@ -424,7 +447,11 @@ impl Node {
         match output.code {
             0 => Ok(output.stdout.lines().find_map(pong_path)),
             1 => Ok(None),
-            code => bail!("meshctl ping on {}: exit {code}: {}", self.name, output.stderr.trim()),
+            code => bail!(
+                "meshctl ping on {}: exit {code}: {}",
+                self.name,
+                output.stderr.trim()
+            ),
         }
     }
 
@@ -434,16 +461,36 @@ impl Node {
     ///
     /// When one of them is not answered; the message is what `ping` printed.
     pub fn icmp(&self, destination: impl Into<IpAddr>, count: u32) -> Result<()> {
-        let pattern: String = self.lab.marker().bytes().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let pattern: String = self
+            .lab
+            .marker()
+            .bytes()
+            .take(16)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let output = self
             .ns
             .command("ping")
-            .args(["-n", "-i", "0.05", "-W", "2", "-p", &pattern, "-c", &count.to_string()])
+            .args([
+                "-n",
+                "-i",
+                "0.05",
+                "-W",
+                "2",
+                "-p",
+                &pattern,
+                "-c",
+                &count.to_string(),
+            ])
             .arg(destination.into().to_string())
             .output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() || !text.contains(" 0% packet loss") {
-            bail!("ping from {}: {text}{}", self.name, String::from_utf8_lossy(&output.stderr));
+            bail!(
+                "ping from {}: {text}{}",
+                self.name,
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
         Ok(())
     }
@@ -471,8 +518,14 @@ mod tests {
 
     #[test]
     fn the_path_of_a_pong_is_what_stands_between_via_and_in() {
-        assert_eq!(pong_path("pong from bob (10.77.0.2) via 203.0.113.7:41820 in 12 ms").as_deref(), Some("203.0.113.7:41820"));
-        assert_eq!(pong_path("pong from bob (10.77.0.2) via relay r1 in 12 ms").as_deref(), Some("relay r1"));
+        assert_eq!(
+            pong_path("pong from bob (10.77.0.2) via 203.0.113.7:41820 in 12 ms").as_deref(),
+            Some("203.0.113.7:41820")
+        );
+        assert_eq!(
+            pong_path("pong from bob (10.77.0.2) via relay r1 in 12 ms").as_deref(),
+            Some("relay r1")
+        );
         assert_eq!(pong_path("no answer"), None);
     }
 }

@@ -80,13 +80,20 @@ impl Program {
         super::wait::until(&what, timeout, || {
             let mut message = [0; 512];
             while let Ok(len) = self.notify.recv(&mut message) {
-                if message[..len].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
+                if message[..len]
+                    .split(|byte| *byte == b'\n')
+                    .any(|line| line == b"READY=1")
+                {
                     return Ok(Some(started.elapsed()));
                 }
             }
             if let Some(status) = self.child.try_wait()? {
                 self.expected_end = true;
-                bail!("{} ended before it was ready: {status}\n{}", self.name, self.log());
+                bail!(
+                    "{} ended before it was ready: {status}\n{}",
+                    self.name,
+                    self.log()
+                );
             }
             Ok(None)
         })
@@ -98,7 +105,11 @@ impl Program {
     ///
     /// When none comes within `timeout`.
     pub fn wait_log(&self, text: &str, timeout: Duration) -> Result<Duration> {
-        within(&format!("{:?} in the log of {}", text, self.name), timeout, || Ok(self.log().contains(text)))
+        within(
+            &format!("{:?} in the log of {}", text, self.name),
+            timeout,
+            || Ok(self.log().contains(text)),
+        )
     }
 
     /// Sends a signal.
@@ -153,9 +164,16 @@ impl Program {
     pub fn cpu_time(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
         // The name in parentheses may hold spaces; utime and stime are fields 14 and 15.
-        let fields: Vec<&str> =
-            stat.rsplit_once(')').context("no name in stat")?.1.split_whitespace().collect();
-        let ticks: u64 = [11, 12].iter().filter_map(|i| fields.get(*i)?.parse::<u64>().ok()).sum();
+        let fields: Vec<&str> = stat
+            .rsplit_once(')')
+            .context("no name in stat")?
+            .1
+            .split_whitespace()
+            .collect();
+        let ticks: u64 = [11, 12]
+            .iter()
+            .filter_map(|i| fields.get(*i)?.parse::<u64>().ok())
+            .sum();
         // USER_HZ is 100 on every Linux architecture that we build for.
         Ok(Duration::from_millis(ticks * 10))
     }

@@ -39,7 +39,12 @@ impl Relay {
     /// # Errors
     ///
     /// When it does not start.
-    pub fn start_with(lab: &Lab, ns: &Namespace, address: impl Into<IpAddr>, config: &str) -> Result<Self> {
+    pub fn start_with(
+        lab: &Lab,
+        ns: &Namespace,
+        address: impl Into<IpAddr>,
+        config: &str,
+    ) -> Result<Self> {
         let address = address.into();
         let dir = lab.dir().join(format!("relay-{}", ns.name()));
         std::fs::create_dir_all(&dir)?;

@@ -52,7 +52,11 @@ pub fn scenario(body: impl FnOnce(&Lab) -> Result<()>) {
     };
     match outcome.and_then(|()| lab.check()) {
         Ok(()) => lab.remove(),
-        Err(error) => panic!("{}{error:#}\nfiles are kept in {}", lab.log_tails(), lab.dir().display()),
+        Err(error) => panic!(
+            "{}{error:#}\nfiles are kept in {}",
+            lab.log_tails(),
+            lab.dir().display()
+        ),
     }
 }
 
@@ -68,7 +72,11 @@ impl Lab {
         // Short, because a socket's path has at most 107 bytes.
         let dir = std::env::temp_dir().join(format!("mesh-lab-{}-{count}", std::process::id()));
         std::fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
-        let marker = format!("payload-{}-{count}-{}", std::process::id(), hygiene::nonce()?);
+        let marker = format!(
+            "payload-{}-{count}-{}",
+            std::process::id(),
+            hygiene::nonce()?
+        );
         Ok(Self(Arc::new(Inner {
             dir,
             logs: Mutex::default(),
@@ -91,7 +99,11 @@ impl Lab {
 
     /// Remembers key material that no log may show in any form.
     pub fn keep_secret(&self, what: &str, bytes: &[u8]) {
-        self.0.secrets.lock().expect("no test panics with it").push((what.to_owned(), bytes.to_vec()));
+        self.0
+            .secrets
+            .lock()
+            .expect("no test panics with it")
+            .push((what.to_owned(), bytes.to_vec()));
     }
 
     /// Where a release program lies: beside this test's own binary.
@@ -107,7 +119,10 @@ impl Lab {
         }
         let path = dir.join(name);
         if !path.exists() {
-            bail!("{} is missing: build the three programs first (`make test-lab` does)", path.display());
+            bail!(
+                "{} is missing: build the three programs first (`make test-lab` does)",
+                path.display()
+            );
         }
         Ok(path)
     }
@@ -116,12 +131,20 @@ impl Lab {
     pub(super) fn log_files(&self, name: &str) -> (PathBuf, PathBuf) {
         let number = self.0.next.fetch_add(1, Ordering::Relaxed);
         let log = self.0.dir.join(format!("{number:02}-{name}.log"));
-        self.0.logs.lock().expect("no test panics with it").push((name.to_owned(), log.clone()));
+        self.0
+            .logs
+            .lock()
+            .expect("no test panics with it")
+            .push((name.to_owned(), log.clone()));
         (log, self.0.dir.join(format!("{number:02}.notify")))
     }
 
     pub(super) fn report_crash(&self, what: String) {
-        self.0.crashes.lock().expect("no test panics with it").push(what);
+        self.0
+            .crashes
+            .lock()
+            .expect("no test panics with it")
+            .push(what);
     }
 
     /// What must hold at the end of every scenario: nothing crashed, no log tells a secret.
@@ -134,7 +157,12 @@ impl Lab {
         if !crashes.is_empty() {
             bail!("{}", crashes.join("; "));
         }
-        let mut secrets = self.0.secrets.lock().expect("no test panics with it").clone();
+        let mut secrets = self
+            .0
+            .secrets
+            .lock()
+            .expect("no test panics with it")
+            .clone();
         secrets.extend(hygiene::identities(&self.0.dir)?);
         secrets.push(("payload".to_owned(), self.0.marker.as_bytes().to_vec()));
         for (name, path) in self.0.logs.lock().expect("no test panics with it").iter() {
@@ -152,7 +180,8 @@ impl Lab {
     pub fn log_tails(&self) -> String {
         let mut text = String::new();
         for (name, path) in self.0.logs.lock().expect("no test panics with it").iter() {
-            let log = String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
+            let log =
+                String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
             let lines: Vec<&str> = log.lines().collect();
             let from = lines.len().saturating_sub(LOG_TAIL);
             let _ = writeln!(text, "\n--- {name} ({} lines)", lines.len());

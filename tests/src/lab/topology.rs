@@ -5,9 +5,11 @@
 //! low TTL leaves the sender's NAT and dies before it reaches the other.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use anyhow::Result;
 
+use super::delay::Delay;
 use super::nat::{Nat, WanInput};
 use super::netns::Namespace;
 
@@ -17,6 +19,7 @@ pub struct Internet {
     ns: Namespace,
     ipv6: bool,
     sites: u8,
+    delay: Option<Delay>,
 }
 
 /// A home router with its LAN.
@@ -40,12 +43,27 @@ impl Internet {
     pub fn new(ipv6: bool) -> Result<Self> {
         let ns = Namespace::new("internet")?;
         forwarding(&ns)?;
-        Ok(Self { ns, ipv6, sites: 0 })
+        Ok(Self {
+            ns,
+            ipv6,
+            sites: 0,
+            delay: None,
+        })
     }
 
     /// The namespace of the middle, for rules that block or impair.
     pub fn ns(&self) -> &Namespace {
         &self.ns
+    }
+
+    /// Makes every packet take `one_way` from site to site, from now on.
+    ///
+    /// # Errors
+    ///
+    /// When it is called twice, or no TUN device can be made.
+    pub fn delay(&mut self, one_way: Duration) -> Result<()> {
+        self.delay = Some(Delay::start(&self.ns, one_way)?);
+        Ok(())
     }
 
     /// A host with a public address.
@@ -69,7 +87,9 @@ impl Internet {
         ns.ip("link add lan type bridge\nlink set lan up")?;
         ns.ip(&format!("addr add 192.168.{site}.1/24 dev lan"))?;
         if self.ipv6 {
-            ns.ip(&format!("addr add 2a00:a000:{site:x}:1::1/64 dev lan nodad"))?;
+            ns.ip(&format!(
+                "addr add 2a00:a000:{site:x}:1::1/64 dev lan nodad"
+            ))?;
         }
         ns.nft(&nat.rules(wan, &format!("192.168.{site}.0/24"), input))?;
         Ok(Router {
@@ -124,11 +144,11 @@ impl Internet {
         if self.ipv6 {
             self.ns.ip(&format!(
                 "addr add 2a00:a000:{site:x}::1/64 dev site{site} nodad
-                 -6 route add 2a00:a000:{site:x}::/48 via 2a00:a000:{site:x}::2"
+                 route add 2a00:a000:{site:x}::/48 via 2a00:a000:{site:x}::2"
             ))?;
             ns.ip(&format!(
                 "addr add 2a00:a000:{site:x}::2/64 dev wan nodad
-                 -6 route add default via 2a00:a000:{site:x}::1"
+                 route add default via 2a00:a000:{site:x}::1"
             ))?;
         }
         Ok((ns, Ipv4Addr::new(44, 128, site, 2), site))
@@ -159,7 +179,7 @@ impl Router {
         if self.ipv6 {
             ns.ip(&format!(
                 "addr add 2a00:a000:{site:x}:1::{host}/64 dev eth0 nodad
-                 -6 route add default via 2a00:a000:{site:x}:1::1"
+                 route add default via 2a00:a000:{site:x}:1::1"
             ))?;
         }
         Ok((ns, Ipv4Addr::new(192, 168, site, host)))
@@ -167,7 +187,8 @@ impl Router {
 
     /// The router's outer IPv6 address, if the internet has any.
     pub fn wan_v6(&self) -> Option<Ipv6Addr> {
-        self.ipv6.then(|| Ipv6Addr::new(0x2a00, 0xa000, self.site.into(), 0, 0, 0, 0, 2))
+        self.ipv6
+            .then(|| Ipv6Addr::new(0x2a00, 0xa000, self.site.into(), 0, 0, 0, 0, 2))
     }
 }
 

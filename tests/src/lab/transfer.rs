@@ -76,13 +76,19 @@ pub fn send(
         let len = usize::try_from(bytes - sent).unwrap_or(CHUNK).min(CHUNK);
         pattern.fill(&mut chunk[..len]);
         hash.update(&chunk[..len]);
-        stream.write_all(&chunk[..len]).with_context(|| format!("after {sent} bytes"))?;
+        stream
+            .write_all(&chunk[..len])
+            .with_context(|| format!("after {sent} bytes"))?;
         sent += len as u64;
     }
     stream.shutdown(Shutdown::Write)?;
     // The other end closes when it has everything: an early close here could still lose a reset.
     stream.set_read_timeout(Some(PATIENCE))?;
-    if stream.read(&mut [0]).context("waiting for the receiver to close")? != 0 {
+    if stream
+        .read(&mut [0])
+        .context("waiting for the receiver to close")?
+        != 0
+    {
         bail!("the receiver is not supposed to send");
     }
     Ok(hash.finalize().to_vec())
@@ -100,7 +106,9 @@ pub fn receive(listener: &TcpListener) -> Result<Received> {
     let mut buffer = vec![0; CHUNK];
     let (mut bytes, mut stall, mut last) = (0, Duration::ZERO, Instant::now());
     loop {
-        let len = stream.read(&mut buffer).with_context(|| format!("after {bytes} bytes"))?;
+        let len = stream
+            .read(&mut buffer)
+            .with_context(|| format!("after {bytes} bytes"))?;
         stall = stall.max(last.elapsed());
         last = Instant::now();
         if len == 0 {

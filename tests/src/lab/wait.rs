@@ -12,7 +12,11 @@ const INTERVAL: Duration = Duration::from_millis(10);
 /// # Errors
 ///
 /// The error of `look`, or after `timeout` one that names `what` was waited for.
-pub fn until<T>(what: &str, timeout: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn until<T>(
+    what: &str,
+    timeout: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let started = Instant::now();
     loop {
         if let Some(value) = look()? {
@@ -36,5 +40,9 @@ pub fn within(
     mut condition: impl FnMut() -> Result<bool>,
 ) -> Result<Duration> {
     let started = Instant::now();
-    until(what, timeout, || Ok(condition()?.then(|| started.elapsed())))
+    until(
+        what,
+        timeout,
+        || Ok(condition()?.then(|| started.elapsed())),
+    )
 }

@@ -34,13 +34,21 @@ impl WireGuardGo {
     pub fn start(lab: &Lab, ns: &Namespace, port: u16) -> Result<Self> {
         // Its control socket is a file in /run named after the interface, and namespaces share that directory.
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let interface = format!("wg{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let interface = format!(
+            "wg{}x{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
         let private_key = ns.run("wg", &["genkey"])?.trim().to_owned();
-        let bytes = data_encoding::BASE64.decode(private_key.as_bytes()).context("wg genkey")?;
+        let bytes = data_encoding::BASE64
+            .decode(private_key.as_bytes())
+            .context("wg genkey")?;
         lab.keep_secret("WireGuard private key", &bytes);
         let mut command = ns.command("wireguard-go");
         // It would rather be a kernel module.
-        command.env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1").args(["-f", &interface]);
+        command
+            .env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1")
+            .args(["-f", &interface]);
         let mut device = Self {
             public_key: ns.feed("wg", &["pubkey"], &private_key)?.trim().to_owned(),
             config: lab.dir().join(format!("{interface}.conf")),
@@ -50,7 +58,11 @@ impl WireGuardGo {
             private_key,
             port,
         };
-        within("wireguard-go's control socket", Duration::from_secs(10), || Ok(device.socket().exists()))?;
+        within(
+            "wireguard-go's control socket",
+            Duration::from_secs(10),
+            || Ok(device.socket().exists()),
+        )?;
         device.configure("")?;
         Ok(device)
     }
@@ -61,9 +73,21 @@ impl WireGuardGo {
     ///
     /// When `wg` refuses them.
     pub fn configure(&mut self, peers: &str) -> Result<()> {
-        let own = format!("[Interface]\nPrivateKey = {}\nListenPort = {}\n", self.private_key, self.port);
+        let own = format!(
+            "[Interface]\nPrivateKey = {}\nListenPort = {}\n",
+            self.private_key, self.port
+        );
         std::fs::write(&self.config, format!("{own}\n{peers}"))?;
-        self.ns.run("wg", &["setconf", &self.interface, &self.config.display().to_string()]).map(drop)
+        self.ns
+            .run(
+                "wg",
+                &[
+                    "setconf",
+                    &self.interface,
+                    &self.config.display().to_string(),
+                ],
+            )
+            .map(drop)
     }
 
     /// Gives the interface its addresses (with prefix lengths), brings it up and routes `routes` to it.
@@ -75,12 +99,13 @@ impl WireGuardGo {
         let interface = &self.interface;
         for address in addresses {
             let nodad = if address.contains(':') { "nodad" } else { "" };
-            self.ns.ip(&format!("addr add {address} dev {interface} {nodad}"))?;
+            self.ns
+                .ip(&format!("addr add {address} dev {interface} {nodad}"))?;
         }
         self.ns.ip(&format!("link set {interface} up"))?;
         for route in routes {
-            let family = if route.contains(':') { "-6" } else { "-4" };
-            self.ns.ip(&format!("{family} route replace {route} dev {interface}"))?;
+            self.ns
+                .ip(&format!("route replace {route} dev {interface}"))?;
         }
         Ok(())
     }
@@ -93,7 +118,10 @@ impl WireGuardGo {
     pub fn show(&self, what: &str) -> Result<String> {
         let text = self.ns.run("wg", &["show", &self.interface, what])?;
         let line = text.lines().next().context("wg knows no peer")?;
-        Ok(line.split_once('\t').map_or(line, |(_, value)| value).to_owned())
+        Ok(line
+            .split_once('\t')
+            .map_or(line, |(_, value)| value)
+            .to_owned())
     }
 
     /// The process.
