@@ -1,1 +1,4 @@
-//! placeholder
+//! A relay for meshd: QUIC for control, plain UDP for data, STUN.
+
+pub mod client;
+pub mod tls;
