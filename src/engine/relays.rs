@@ -78,6 +78,10 @@ impl Engine {
             ServerMessage::Observed { addr } => relay.observed = Some(addr),
             ServerMessage::Pong { .. } => {}
             ServerMessage::Received { from, packet } => {
+                // Whoever writes to us by the control stream has no channel; it takes both sides to use one.
+                if let Some(index) = self.peer_of(network, from) {
+                    self.open_channel(now, index, handle);
+                }
                 self.handle_relayed(now, network, PathKey::Relay(handle), from, &packet, out);
             }
             ServerMessage::Channel {

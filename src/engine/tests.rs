@@ -22,6 +22,7 @@ struct Host {
     received: Vec<Vec<u8>>,
     events: Vec<Event>,
     dials: usize,
+    greeted: bool,
 }
 
 struct Pair {
@@ -94,6 +95,7 @@ fn host(
         received: Vec::new(),
         events: Vec::new(),
         dials: 0,
+        greeted: false,
     }
 }
 
@@ -209,6 +211,7 @@ impl Pair {
         };
         match message {
             ClientMessage::Hello { .. } => {
+                self.hosts[at].greeted = true;
                 let welcome = ServerMessage::Welcome {
                     version: 1,
                     observed: own_address,
@@ -216,7 +219,11 @@ impl Pair {
                 };
                 self.relay_event(at, handle, RelayEvent::Message(welcome));
             }
-            ClientMessage::Send { to, packet } if to == peer => {
+            ClientMessage::OpenChannel { peer } if !self.hosts[1 - at].greeted => {
+                let gone = ServerMessage::PeerGone { peer };
+                self.relay_event(at, handle, RelayEvent::Message(gone));
+            }
+            ClientMessage::Send { to, packet } if to == peer && self.hosts[1 - at].greeted => {
                 let received = ServerMessage::Received { from: own, packet };
                 self.relay_event(1 - at, handle, RelayEvent::Message(received));
             }

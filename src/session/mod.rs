@@ -258,3 +258,116 @@ fn at_clock_origin<T>(now: Instant, create: impl FnOnce() -> T) -> T {
 fn at_clock_origin<T>(_now: Instant, create: impl FnOnce() -> T) -> T {
     create()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Instant = Instant::from_boot(Duration::from_secs(1_000));
+    const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    fn key(seed: u8) -> LocalKey {
+        LocalKey::new(&Zeroizing::new([seed; 32]), NOW)
+    }
+
+    fn packet() -> Vec<u8> {
+        let mut packet = vec![0; 28];
+        packet[0] = 0x45;
+        packet[3] = 28;
+        packet
+    }
+
+    /// Two sessions after a complete handshake; the first has sent the confirmation.
+    fn established(psk: [Option<[u8; 32]>; 2]) -> Option<(Session, Session)> {
+        let (a, b) = (key(1), key(2));
+        let mut initiator = Session::new(&a, &b.public(), psk[0].as_ref(), 5, NOW);
+        let mut responder = Session::new(&b, &a.public(), psk[1].as_ref(), 9, NOW);
+        let (mut m, mut n) = ([0; 256], [0; 256]);
+        let length = initiator.initiate(&mut m)?;
+        let Ok(Opened::Response(length)) = responder.open(&m[..length], &mut n) else {
+            return None;
+        };
+        let Ok(Opened::Established(length)) = initiator.open(&n[..length], &mut m) else {
+            return None;
+        };
+        assert!(
+            !responder.is_ready(),
+            "not before the initiator has confirmed"
+        );
+        assert_eq!(responder.open(&m[..length], &mut n), Ok(Opened::Keepalive));
+        Some((initiator, responder))
+    }
+
+    #[test]
+    fn packets_cross_after_a_handshake_and_a_copy_is_a_replay() {
+        let (mut a, mut b) = established([None, None]).unwrap();
+        let (mut sealed, mut opened) = ([0; 256], [0; 256]);
+        for session in [&mut a, &mut b] {
+            assert!(session.is_ready());
+        }
+        let length = b.seal(&packet(), &mut sealed).unwrap();
+        assert_eq!(length, packet().len() + OVERHEAD);
+        assert_eq!(
+            a.open(&sealed[..length], &mut opened),
+            Ok(Opened::Packet(28))
+        );
+        assert_eq!(opened[..28], packet());
+        assert_eq!(
+            a.open(&sealed[..length], &mut opened),
+            Err(OpenError::Replayed)
+        );
+        sealed[20] ^= 1;
+        assert_eq!(
+            a.open(&sealed[..length], &mut opened),
+            Err(OpenError::Unauthentic)
+        );
+    }
+
+    #[test]
+    fn a_preshared_key_has_to_match() {
+        assert!(established([Some([1; 32]), Some([1; 32])]).is_some());
+        assert!(established([Some([1; 32]), Some([2; 32])]).is_none());
+        assert!(established([Some([1; 32]), None]).is_none());
+    }
+
+    #[test]
+    fn buffers_that_are_too_small_are_refused_instead_of_a_panic() {
+        let (mut a, mut b) = established([None, None]).unwrap();
+        let mut sealed = [0; 256];
+        assert_eq!(a.seal(&packet(), &mut [0; 60]), None);
+        let length = a.seal(&packet(), &mut sealed).unwrap();
+        assert_eq!(
+            b.open(&sealed[..length], &mut [0; 60]),
+            Err(OpenError::Malformed)
+        );
+        assert_eq!(b.open(&[], &mut [0; 256]), Err(OpenError::Malformed));
+    }
+
+    #[test]
+    fn the_front_door_names_the_sender_and_asks_for_a_cookie_under_load() {
+        let (a, mut b) = (key(1), key(2));
+        let mut initiator = Session::new(&a, &b.public(), None, 5, NOW);
+        let mut message = [0; 256];
+        let length = initiator.initiate(&mut message).unwrap();
+        assert_eq!(
+            b.admit(SOURCE, &message[..length], NOW),
+            Ok(Admitted::Initiation(a.public()))
+        );
+        assert_eq!(
+            key(3).admit(SOURCE, &message[..length], NOW),
+            Err(Refused::NotOurs)
+        );
+        for _ in 0..limits::HANDSHAKES_PER_SECOND {
+            let _ = b.admit(SOURCE, &message[..length], NOW);
+        }
+        let Ok(Admitted::Cookie(cookie)) = b.admit(SOURCE, &message[..length], NOW) else {
+            panic!("not under load");
+        };
+        assert_eq!(initiator.open(&cookie, &mut [0; 256]), Ok(Opened::Cookie));
+        let length = initiator.initiate(&mut message).unwrap();
+        assert_eq!(
+            b.admit(SOURCE, &message[..length], NOW),
+            Ok(Admitted::Initiation(a.public()))
+        );
+    }
+}
