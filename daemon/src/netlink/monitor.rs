@@ -1,0 +1,336 @@
+//! Notices when the way out of this host changes.
+//!
+//! The kernel announces every change of an interface, an address or a route. Most mean nothing to us, our own changes
+//! among them. What counts is condensed into a [`Snapshot`]; only a difference between two of them is a change. The
+//! first event is looked into at once; those that follow within [`PAUSE`] are taken together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use mesh_core::engine::HostAddress;
+use netlink_packet_route::RouteNetlinkMessage;
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::links::{Link, LinkKind, parse_address, parse_link};
+use super::routes::{Action, PROTOCOL, Route, parse};
+use super::{Netlink, NetlinkError, hosts};
+
+/// Shortest time between two looks at the host.
+const PAUSE: Duration = Duration::from_millis(25);
+/// How often a look that failed is repeated.
+const RETRY: Duration = Duration::from_secs(1);
+/// Room for announcements while we are busy: our own routes alone make tens of thousands, and each that does not fit
+/// costs a fresh look at everything.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// Largest announcement, in bytes: the kernel's own are below 32 KiB.
+const DATAGRAM: usize = 1 << 16;
+
+const GROUPS: [MulticastGroup; 5] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+];
+
+/// What matters about the host's connection to the world.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Snapshot {
+    addresses: Vec<HostAddress>,
+    running: BTreeSet<u32>,
+    defaults: Defaults,
+}
+
+/// Default routes by what tells them apart for the kernel.
+type Defaults = BTreeMap<DefaultKey, (Vec<u32>, Option<IpAddr>)>;
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct DefaultKey {
+    ipv6: bool,
+    table: u32,
+    metric: u32,
+    /// IPv6 has several routes with one metric, one for each router that advertises itself.
+    next_hop: Option<(Vec<u32>, Option<IpAddr>)>,
+}
+
+impl DefaultKey {
+    /// `None` if the route is not a default route that packets of ours may take.
+    fn of(route: &Route) -> Option<Self> {
+        let counts = route.destination.prefix_len() == 0
+            && route.action == Action::Forward
+            && route.protocol != PROTOCOL;
+        let ipv6 = route.destination.addr().is_ipv6();
+        counts.then(|| Self {
+            ipv6,
+            table: route.table,
+            metric: route.metric,
+            next_hop: ipv6.then(|| (route.links.clone(), route.gateway)),
+        })
+    }
+}
+
+/// Watches the host; see the module.
+pub struct Monitor {
+    netlink: Netlink,
+    socket: TokioSocket,
+    overlay: watch::Receiver<Vec<IpNet>>,
+    /// Interfaces whose addresses never count: loopback and tunnels.
+    ignored: BTreeSet<u32>,
+    defaults: Defaults,
+    last: Option<Snapshot>,
+    /// A look is owed, whether or not anything is announced.
+    due: bool,
+    next_look: Instant,
+    buffer: Vec<u8>,
+}
+
+/// What an announcement asks of us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Verdict {
+    Nothing,
+    Look,
+    /// Announcements were lost.
+    Resync,
+}
+
+impl Monitor {
+    /// Subscribes to the kernel's announcements. `overlay` are the prefixes whose addresses are ours in the overlay.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel gives no socket or no list of routes.
+    pub async fn start(
+        netlink: Netlink,
+        overlay: watch::Receiver<Vec<IpNet>>,
+    ) -> Result<Self, NetlinkError> {
+        let socket =
+            subscribe().map_err(|error| NetlinkError::new("watch for network changes", error))?;
+        let mut monitor = Self {
+            netlink,
+            socket,
+            overlay,
+            ignored: BTreeSet::new(),
+            defaults: Defaults::new(),
+            last: None,
+            due: true,
+            next_look: Instant::now(),
+            buffer: Vec::with_capacity(DATAGRAM),
+        };
+        // After subscribing: what changes in between is announced.
+        monitor.read_defaults().await?;
+        Ok(monitor)
+    }
+
+    /// Waits for the next change and returns the addresses that peers may try from now on. The first call returns at
+    /// once. Dropping the future loses no change.
+    pub async fn changed(&mut self) -> Vec<HostAddress> {
+        loop {
+            if !self.due {
+                self.wait_for_cause().await;
+                self.due = true;
+            }
+            // Only ever waits for the second and later looks of a series.
+            tokio::time::sleep_until(self.next_look).await;
+            self.drain().await;
+            self.next_look = Instant::now() + PAUSE;
+            match self.look().await {
+                Ok(snapshot) => {
+                    self.due = false;
+                    if self.last.as_ref() != Some(&snapshot) {
+                        let addresses = snapshot.addresses.clone();
+                        tracing::debug!(?addresses, "the network around us changed");
+                        self.last = Some(snapshot);
+                        return addresses;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot see how the network changed; trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Returns when something was announced that may be a change.
+    async fn wait_for_cause(&mut self) {
+        loop {
+            let verdict = tokio::select! {
+                received = receive(&self.socket, &mut self.buffer) => self.judge(received),
+                Ok(()) = self.overlay.changed() => Verdict::Look,
+            };
+            if self.follow(verdict).await {
+                return;
+            }
+        }
+    }
+
+    /// Takes what has been announced meanwhile.
+    async fn drain(&mut self) {
+        loop {
+            let received = tokio::select! {
+                biased;
+                received = receive(&self.socket, &mut self.buffer) => received,
+                () = std::future::ready(()) => return,
+            };
+            let verdict = self.judge(received);
+            self.follow(verdict).await;
+        }
+    }
+
+    async fn follow(&mut self, verdict: Verdict) -> bool {
+        if verdict == Verdict::Resync
+            && let Err(error) = self.read_defaults().await
+        {
+            tracing::warn!(%error, "lost track of the default routes");
+        }
+        verdict != Verdict::Nothing
+    }
+
+    fn judge(&mut self, received: io::Result<()>) -> Verdict {
+        if received.is_err() {
+            return Verdict::Resync;
+        }
+        let buffer = std::mem::take(&mut self.buffer);
+        let verdict = messages(&buffer)
+            .map(|message| self.judge_message(&message))
+            .max();
+        self.buffer = buffer;
+        verdict.unwrap_or(Verdict::Nothing)
+    }
+
+    fn judge_message(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) -> Verdict {
+        let NetlinkPayload::InnerMessage(inner) = &message.payload else {
+            return Verdict::Nothing;
+        };
+        let relevant = match inner {
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+                !is_ignored(&parse_link(link))
+            }
+            RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+                parse_address(address).is_some_and(|address| !self.ignored.contains(&address.link))
+            }
+            RouteNetlinkMessage::NewRoute(route) => parse(route).is_some_and(|route| {
+                let replaces = message.header.flags & NLM_F_REPLACE != 0;
+                self.add_default(&route, replaces)
+            }),
+            RouteNetlinkMessage::DelRoute(route) => parse(route)
+                .and_then(|route| DefaultKey::of(&route))
+                .is_some_and(|key| self.defaults.remove(&key).is_some()),
+            _ => false,
+        };
+        if relevant {
+            Verdict::Look
+        } else {
+            Verdict::Nothing
+        }
+    }
+
+    /// Notes a route if it is a default route; true if it is news.
+    fn add_default(&mut self, route: &Route, replaces: bool) -> bool {
+        let Some(key) = DefaultKey::of(route) else {
+            return false;
+        };
+        if replaces {
+            self.defaults.retain(|other, _| {
+                (other.ipv6, other.table, other.metric) != (key.ipv6, key.table, key.metric)
+                    || *other == key
+            });
+        }
+        let value = (route.links.clone(), route.gateway);
+        self.defaults.insert(key, value.clone()) != Some(value)
+    }
+
+    async fn read_defaults(&mut self) -> Result<(), NetlinkError> {
+        self.defaults.clear();
+        for route in self.netlink.routes().await? {
+            self.add_default(&route, false);
+        }
+        Ok(())
+    }
+
+    async fn look(&mut self) -> Result<Snapshot, NetlinkError> {
+        let links = self.netlink.links().await?;
+        let addresses = self.netlink.addresses().await?;
+        self.ignored = indexes(&links, is_ignored);
+        // The routes of an interface that is taken down vanish without an announcement.
+        let up = indexes(&links, |link| link.up);
+        self.defaults
+            .retain(|_, (through, _)| through.iter().any(|link| up.contains(link)));
+        let uplinks = self
+            .defaults
+            .values()
+            .flat_map(|(through, _)| through.iter().copied())
+            .collect();
+        let overlay = self.overlay.borrow_and_update().clone();
+        Ok(Snapshot {
+            addresses: hosts::select(&links, &addresses, &uplinks, &overlay),
+            running: indexes(&links, |link| link.running && link.kind == LinkKind::Real),
+            defaults: self.outer_defaults(),
+        })
+    }
+
+    /// The default routes that do not lead into a tunnel.
+    fn outer_defaults(&self) -> Defaults {
+        let mut defaults = self.defaults.clone();
+        defaults.retain(|_, (through, _)| through.iter().any(|link| !self.ignored.contains(link)));
+        defaults
+    }
+}
+
+fn is_ignored(link: &Link) -> bool {
+    matches!(link.kind, LinkKind::Loopback | LinkKind::Tunnel)
+}
+
+fn indexes(links: &[Link], condition: impl Fn(&Link) -> bool) -> BTreeSet<u32> {
+    links
+        .iter()
+        .filter(|link| condition(link))
+        .map(|link| link.index)
+        .collect()
+}
+
+fn subscribe() -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(protocols::NETLINK_ROUTE)?;
+    // Groups below 32 have a bit each in the address.
+    let groups = GROUPS
+        .iter()
+        .fold(0, |bits, group| bits | 1 << (*group as u32 - 1));
+    socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
+    // Limited by the system's maximum without CAP_NET_ADMIN; a smaller buffer only costs more looks.
+    let _ = socket.socket_mut().set_rx_buf_sz(RECEIVE_BUFFER);
+    Ok(socket)
+}
+
+async fn receive(socket: &TokioSocket, buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.clear();
+    socket.recv(buffer).await
+}
+
+/// The messages of one datagram, as far as they can be understood.
+fn messages(bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<RouteNetlinkMessage>> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        loop {
+            let length = rest.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))? as usize;
+            if length < 16 || length > rest.len() {
+                return None;
+            }
+            let (message, tail) = rest.split_at(length);
+            rest = tail
+                .get(length.next_multiple_of(4) - length..)
+                .unwrap_or_default();
+            // One that this build cannot read is one that it does not need.
+            if let Ok(message) = NetlinkMessage::deserialize(message) {
+                return Some(message);
+            }
+        }
+    })
+}
