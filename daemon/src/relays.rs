@@ -17,7 +17,8 @@ use std::task::{Context, Poll};
 use mesh_core::engine::{NetworkIndex, RelayAction, RelayEvent, RelayHandle};
 use mesh_core::identity::{Identity, RelayUrl};
 use mesh_core::limits;
-use mesh_core::wire::relay::{ClientMessage, Framer, ServerMessage};
+use mesh_core::wire::relay::ClientMessage;
+use mesh_relay::client::{self, Client};
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, EndpointConfig, TokioRuntime, UdpPoller};
 use tokio::sync::mpsc;
@@ -33,8 +34,6 @@ const MESSAGE_QUEUE: usize = 256;
 const ADDRESSES_PER_FAMILY: usize = 2;
 /// Largest QUIC datagram that we take, which the peer is told.
 const MAX_QUIC_DATAGRAM: u16 = 1_472;
-/// Bytes read from a control stream at a time.
-const READ_BYTES: usize = 4_096;
 
 /// Keeps the connections to relays that the engine asks for.
 ///
@@ -187,17 +186,17 @@ impl Dial {
         let Some(identity) = identity else {
             return "the network is not up".to_owned();
         };
-        let connected = timeout(limits::CONTROL_TIMEOUT, self.connect(&identity)).await;
-        let (connection, send, receive) = match connected {
-            Ok(Ok(connected)) => connected,
-            Ok(Err(reason)) => return reason,
-            Err(_) => return format!("no answer in {} s", limits::CONTROL_TIMEOUT.as_secs()),
+        let client = match self.connect(&identity).await {
+            Ok(client) => client,
+            Err(reason) => return reason,
         };
-        let remote = canonical(connection.remote_address());
+        let remote = canonical(client.remote_address());
         self.report(RelayEvent::Connected { remote }).await;
+        let (sender, receiver) = client.split();
         tokio::select! {
-            reason = self.read(receive) => reason,
-            reason = write(send, messages) => reason,
+            biased;
+            reason = self.listen(receiver) => reason,
+            reason = speak(sender, messages) => reason,
         }
     }
 
@@ -207,39 +206,33 @@ impl Dial {
     }
 
     /// Tries all addresses of the relay at once: the first that proves to be it wins.
-    async fn connect(
-        &self,
-        identity: &Identity,
-    ) -> Result<(quinn::Connection, quinn::SendStream, quinn::RecvStream), String> {
-        let config = mesh_relay::tls::client_config(identity, &self.url.id)
-            .map_err(|error| error.to_string())?;
-        let mut attempts = JoinSet::new();
-        let mut failure = None;
-        for address in self.resolve().await? {
-            match self
-                .endpoint
-                .connect_with(config.clone(), address, mesh_relay::tls::SERVER_NAME)
-            {
-                Ok(connecting) => {
-                    attempts.spawn(connecting);
-                }
-                Err(error) => failure = Some(error.to_string()),
+    async fn connect(&self, identity: &Arc<Identity>) -> Result<Client, String> {
+        let addresses = match timeout(limits::CONTROL_TIMEOUT, self.resolve()).await {
+            Ok(addresses) => addresses?,
+            Err(_) => {
+                return Err(format!(
+                    "the name server does not answer for {}",
+                    self.url.host
+                ));
             }
+        };
+        let mut attempts = JoinSet::new();
+        for address in addresses {
+            let (endpoint, identity, relay) =
+                (self.endpoint.clone(), Arc::clone(identity), self.url.id);
+            attempts
+                .spawn(async move { client::connect(&endpoint, &identity, &relay, address).await });
         }
+        let mut reason = format!("this host cannot reach any address of {}", self.url.host);
         while let Some(attempt) = attempts.join_next().await {
             match attempt {
-                Ok(Ok(connection)) => {
-                    let (send, receive) = connection
-                        .open_bi()
-                        .await
-                        .map_err(|error| error.to_string())?;
-                    return Ok((connection, send, receive));
-                }
-                Ok(Err(error)) => failure = Some(error.to_string()),
-                Err(error) => failure = Some(error.to_string()),
+                // The others are given up with the set.
+                Ok(Ok(client)) => return Ok(client),
+                Ok(Err(error)) => reason = error.to_string(),
+                Err(error) => reason = error.to_string(),
             }
         }
-        Err(failure.unwrap_or_else(|| format!("{} has no address", self.url.host)))
+        Err(reason)
     }
 
     /// Addresses that there is a socket for.
@@ -272,44 +265,24 @@ impl Dial {
         taken
     }
 
-    /// Passes on what the relay says until it stops; returns why.
-    async fn read(&self, mut stream: quinn::RecvStream) -> String {
-        let mut framer = Framer::default();
-        let mut buffer = vec![0; READ_BYTES];
+    /// Passes on what the relay says until the connection ends; returns why it did.
+    async fn listen(&self, mut receiver: client::Receiver) -> String {
         loop {
-            let mut bytes = match stream.read(&mut buffer).await {
-                Ok(Some(count)) => &buffer[..count],
-                Ok(None) => return "the relay closed the connection".to_owned(),
-                Err(error) => return error.to_string(),
-            };
-            loop {
-                match framer
-                    .next(&mut bytes)
-                    .map(|body| body.map(ServerMessage::decode))
-                {
-                    Ok(None) => break,
-                    Ok(Some(Ok(message))) => self.report(RelayEvent::Message(message)).await,
-                    Ok(Some(Err(error))) | Err(error) => {
-                        return format!("the relay does not speak our protocol: {error}");
-                    }
-                }
+            match receiver.receive().await {
+                // Waits while the data thread is busy, and so does the relay in the end.
+                Ok(message) => self.report(RelayEvent::Message(message)).await,
+                Err(closed) => return closed.reason,
             }
         }
     }
 }
 
-/// Writes messages until there is no more point; returns why.
-async fn write(
-    mut stream: quinn::SendStream,
-    mut messages: mpsc::Receiver<ClientMessage>,
-) -> String {
-    let mut buffer = Vec::new();
+/// Sends messages until there is no more point; returns why.
+async fn speak(mut sender: client::Sender, mut messages: mpsc::Receiver<ClientMessage>) -> String {
     while let Some(message) = messages.recv().await {
-        buffer.clear();
-        message.encode(&mut buffer);
-        match timeout(limits::CONTROL_TIMEOUT, stream.write_all(&buffer)).await {
+        match timeout(limits::CONTROL_TIMEOUT, sender.send(&message)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return error.to_string(),
+            Ok(Err(closed)) => return closed.reason,
             Err(_) => break,
         }
     }
@@ -410,5 +383,277 @@ struct AlwaysWritable;
 impl UdpPoller for AlwaysWritable {
     fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mesh_core::wire::relay::{PROTOCOL_VERSION, ServerMessage};
+    use mesh_relay::tls;
+    use quinn_udp::BATCH_SIZE;
+
+    use super::*;
+
+    const NETWORK: NetworkIndex = NetworkIndex(3);
+
+    fn identity(seed: u8) -> Identity {
+        Identity::from_seed([seed; 32].into())
+    }
+
+    fn id(dial: u64) -> DialId {
+        DialId {
+            relay: RelayHandle(5),
+            dial,
+        }
+    }
+
+    /// Does what the data thread does for QUIC.
+    async fn feed(sockets: Arc<Sockets>, quic: mpsc::Sender<QuicDatagram>) {
+        let mut storage = vec![0; BATCH_SIZE * 65_536];
+        loop {
+            for family in [Family::V4, Family::V6] {
+                let mut buffers: Vec<_> = storage.chunks_mut(65_536).map(IoSliceMut::new).collect();
+                let mut meta = [quinn_udp::RecvMeta::default(); BATCH_SIZE];
+                let count = sockets.recv(family, &mut buffers, &mut meta).unwrap_or(0);
+                for (meta, buffer) in meta.iter().zip(&buffers).take(count) {
+                    for datagram in buffer[..meta.len].chunks(meta.stride.max(1)) {
+                        // The fixed bit is what the data thread tells QUIC by.
+                        assert_ne!(datagram[0] & 0x40, 0);
+                        let _ = quic.try_send((meta.addr, datagram.to_vec()));
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    struct Bench {
+        dialer: RelayDialer,
+        commands: mpsc::Receiver<Command>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let sockets = Arc::new(Sockets::bind(0).unwrap());
+            let (data, commands) = DataPlane::for_tests();
+            let (quic, incoming) = mpsc::channel(64);
+            let dialer = RelayDialer::new(Arc::clone(&sockets), incoming, data).unwrap();
+            dialer.set_identity(NETWORK, identity(1));
+            tokio::spawn(feed(sockets, quic));
+            Self { dialer, commands }
+        }
+
+        fn dial(&self, dial: u64, relay: &Identity, host: &str, port: u16) {
+            let url = RelayUrl {
+                id: relay.id(),
+                host: host.to_owned(),
+                port,
+            };
+            let network = NETWORK;
+            self.dialer
+                .handle(id(dial), RelayAction::Dial { network, url });
+        }
+
+        async fn event(&mut self) -> (DialId, RelayEvent) {
+            let command = timeout(Duration::from_secs(10), self.commands.recv()).await;
+            match command.expect("an event in time") {
+                Some(Command::Relay(id, event)) => (id, event),
+                _ => panic!("not a relay event"),
+            }
+        }
+
+        async fn closed(&mut self) -> String {
+            loop {
+                if let (_, RelayEvent::Closed { reason }) = self.event().await {
+                    return reason;
+                }
+            }
+        }
+    }
+
+    fn relay(identity: &Identity, listen: &str) -> (quinn::Endpoint, u16) {
+        let config = tls::server_config(identity).unwrap();
+        let endpoint = quinn::Endpoint::server(config, listen.parse().unwrap()).unwrap();
+        let port = endpoint.local_addr().unwrap().port();
+        (endpoint, port)
+    }
+
+    /// Greets each client and answers pings.
+    async fn serve(endpoint: quinn::Endpoint) {
+        while let Some(incoming) = endpoint.accept().await {
+            tokio::spawn(async move {
+                let connection = incoming.await.unwrap();
+                assert_eq!(tls::peer_id(&connection), Some(identity(1).id()));
+                let (mut send, mut receive) = connection.accept_bi().await.unwrap();
+                let mut framer = mesh_core::wire::relay::Framer::default();
+                let mut buffer = [0; 1024];
+                while let Ok(Some(count)) = receive.read(&mut buffer).await {
+                    let mut bytes = &buffer[..count];
+                    while let Some(body) = framer.next(&mut bytes).unwrap() {
+                        let mut answer = Vec::new();
+                        match ClientMessage::decode(body).unwrap() {
+                            ClientMessage::Hello { version } => ServerMessage::Welcome {
+                                version,
+                                observed: connection.remote_address(),
+                                alt_port: None,
+                            }
+                            .encode(&mut answer),
+                            ClientMessage::Ping { nonce } => {
+                                ServerMessage::Pong { nonce }.encode(&mut answer);
+                            }
+                            other => panic!("{other:?}"),
+                        }
+                        send.write_all(&answer).await.unwrap();
+                    }
+                }
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_relay_is_dialled_and_talked_to() {
+        for (listen, host) in [
+            ("127.0.0.1:0", "127.0.0.1"),
+            ("[::1]:0", "::1"),
+            ("127.0.0.1:0", "localhost"),
+        ] {
+            let (endpoint, port) = relay(&identity(2), listen);
+            tokio::spawn(serve(endpoint));
+            let mut bench = Bench::new();
+            bench.dial(1, &identity(2), host, port);
+            let (from, event) = bench.event().await;
+            let RelayEvent::Connected { remote } = event else {
+                panic!("{host}: {event:?}");
+            };
+            assert_eq!((from, remote.port()), (id(1), port));
+            assert!(remote.ip().is_loopback(), "{remote}");
+            let hello = ClientMessage::Hello {
+                version: PROTOCOL_VERSION,
+            };
+            bench.dialer.handle(id(1), RelayAction::Send(hello));
+            let ping = ClientMessage::Ping { nonce: 7 };
+            bench.dialer.handle(id(1), RelayAction::Send(ping));
+            let (_, welcome) = bench.event().await;
+            assert!(
+                matches!(welcome, RelayEvent::Message(ServerMessage::Welcome { observed, .. })
+                    if Some(observed.port()) == bench.dialer.sockets.port(Family::of(&observed))),
+                "{welcome:?}"
+            );
+            let pong = RelayEvent::Message(ServerMessage::Pong { nonce: 7 });
+            assert_eq!(bench.event().await, (id(1), pong));
+        }
+    }
+
+    #[tokio::test]
+    async fn another_relay_than_the_one_named_is_refused() {
+        let (endpoint, port) = relay(&identity(2), "127.0.0.1:0");
+        tokio::spawn(serve(endpoint));
+        let mut bench = Bench::new();
+        bench.dial(1, &identity(9), "127.0.0.1", port);
+        let (_, event) = bench.event().await;
+        assert!(
+            matches!(&event, RelayEvent::Closed { reason } if reason.contains(&identity(2).id().to_string())),
+            "{event:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_hangup_reaches_the_relay_and_nothing_follows() {
+        let (endpoint, port) = relay(&identity(2), "127.0.0.1:0");
+        let mut bench = Bench::new();
+        bench.dial(1, &identity(2), "127.0.0.1", port);
+        let connection = endpoint.accept().await.unwrap().await.unwrap();
+        assert!(matches!(
+            bench.event().await.1,
+            RelayEvent::Connected { .. }
+        ));
+        bench.dialer.handle(id(1), RelayAction::Hangup);
+        let closed = timeout(Duration::from_secs(5), connection.closed())
+            .await
+            .unwrap();
+        assert!(
+            matches!(closed, quinn::ConnectionError::ApplicationClosed(_)),
+            "{closed}"
+        );
+        let more = timeout(Duration::from_millis(100), bench.commands.recv()).await;
+        assert!(more.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_connection_is_reported() {
+        let (endpoint, port) = relay(&identity(2), "127.0.0.1:0");
+        let mut bench = Bench::new();
+        bench.dial(1, &identity(2), "127.0.0.1", port);
+        let connection = endpoint.accept().await.unwrap().await.unwrap();
+        connection.close(0_u32.into(), b"draining");
+        assert_eq!(bench.closed().await, "draining");
+    }
+
+    #[tokio::test]
+    async fn a_connection_whose_messages_pile_up_ends() {
+        let (endpoint, port) = relay(&identity(2), "127.0.0.1:0");
+        tokio::spawn(serve(endpoint));
+        let mut bench = Bench::new();
+        bench.dial(1, &identity(2), "127.0.0.1", port);
+        for nonce in 0..=MESSAGE_QUEUE as u64 {
+            let ping = ClientMessage::Ping { nonce };
+            bench.dialer.handle(id(1), RelayAction::Send(ping));
+        }
+        assert!(bench.closed().await.contains("does not take our messages"));
+    }
+
+    #[tokio::test]
+    async fn a_new_dial_replaces_the_one_before() {
+        let (endpoint, port) = relay(&identity(2), "127.0.0.1:0");
+        let mut bench = Bench::new();
+        bench.dial(1, &identity(2), "127.0.0.1", port);
+        let first = endpoint.accept().await.unwrap().await.unwrap();
+        assert_eq!(bench.event().await.0, id(1));
+        bench.dial(2, &identity(2), "127.0.0.1", port);
+        let second = endpoint.accept().await.unwrap().await.unwrap();
+        timeout(Duration::from_secs(5), first.closed())
+            .await
+            .unwrap();
+        assert_eq!(bench.event().await.0, id(2));
+        // A message that was meant for the first.
+        let ping = ClientMessage::Ping { nonce: 1 };
+        bench.dialer.handle(id(1), RelayAction::Send(ping));
+        let stray = timeout(Duration::from_millis(100), second.accept_bi()).await;
+        assert!(stray.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_network_without_a_key_is_not_dialled() {
+        let mut bench = Bench::new();
+        bench.dialer.remove_identity(NETWORK);
+        bench.dial(1, &identity(2), "127.0.0.1", 9);
+        assert_eq!(bench.closed().await, "the network is not up");
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_quic_is_bounded_and_survived() {
+        let sockets = Arc::new(Sockets::bind(0).unwrap());
+        let (data, _commands) = DataPlane::for_tests();
+        let (quic, incoming) = mpsc::channel(64);
+        let _dialer = RelayDialer::new(sockets, incoming, data).unwrap();
+        let from = SocketAddr::from(([192, 0, 2, 1], 443));
+        let mut dropped = 0;
+        for size in 0..200 {
+            // From too short for a header to longer than allowed.
+            if quic.try_send((from, vec![0xc0; size * 10])).is_err() {
+                dropped += 1;
+            }
+        }
+        assert!(dropped >= 136);
+        // All taken out, none answered.
+        timeout(Duration::from_secs(5), async {
+            while quic.capacity() < 64 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .unwrap();
     }
 }

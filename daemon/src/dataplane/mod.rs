@@ -219,6 +219,14 @@ impl DataPlane {
         })
     }
 
+    /// A handle without a thread, and what is sent to it.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> (Self, mpsc::Receiver<Command>) {
+        let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap());
+        (Self { commands, wake }, queue)
+    }
+
     /// Hands `command` to the thread; waits while the queue is full, at most [`limits::CONTROL_TIMEOUT`].
     ///
     /// # Errors

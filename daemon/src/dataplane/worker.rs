@@ -300,7 +300,7 @@ impl Worker {
                 let _ = reply.send(result.map_err(|error| error.to_string()));
             }
             Command::RemoveNetwork { index, reply } => {
-                self.engine.remove_network(now, index);
+                self.engine.remove_network(index);
                 self.egress.settle(&mut self.engine, now);
                 self.close_tun(index);
                 let _ = reply.send(Ok(()));
@@ -361,7 +361,7 @@ impl Worker {
             .map_err(|error| error.to_string())?;
         let token = TOKEN_TUN + u64::from(index.0);
         if let Err(errno) = self.epoll.add(port.as_fd(), readable(token)) {
-            self.engine.remove_network(clock::now(), index);
+            self.engine.remove_network(index);
             return Err(format!("the TUN device: {errno}"));
         }
         self.egress.tuns[usize::from(index.0)] = Some(port);
