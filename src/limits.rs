@@ -87,7 +87,7 @@ pub const RELAY_MIN_BURST: u64 = 128 * 1024;
 /// What a small frame counts as towards the rate, in bytes, which bounds the packets a second as well.
 pub const RELAY_MIN_CHARGE: u64 = 256;
 /// Messages a second on one control stream, and how many at once; what exceeds it is dropped.
-pub const RELAY_MESSAGES: (u64, u64) = (200, 400);
+pub const RELAY_MESSAGES: (u64, u64) = (200, 1_000);
 /// `Rebind` answers a second of one relay, and how many at once. Nobody waits for more than one of them.
 pub const RELAY_REBINDS: (u64, u64) = (2_000, 500);
 /// Bytes waiting for one slow client of a relay. Packets are dropped beyond it.
