@@ -1,6 +1,7 @@
 # make install [DESTDIR=…] [PREFIX=/usr/local], make uninstall, make deb
 
 PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
 BINDIR ?= $(PREFIX)/bin
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
@@ -10,8 +11,11 @@ BASHDIR ?= $(PREFIX)/share/bash-completion/completions
 ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
 FISHDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 # Neither the bus nor polkit looks into /usr/local.
-DBUSDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/dbus-1/system.d
+DBUSDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/share,$(SYSCONFDIR))/dbus-1/system.d
 POLKITDIR ?= /usr/share/polkit-1/actions
+# Not into an image: there is nobody to tell.
+AFTER_INSTALL ?= $(if $(DESTDIR),true,packaging/after-install)
+BEFORE_UNINSTALL ?= $(if $(DESTDIR),true,packaging/before-uninstall)
 
 INSTALLED_UNITS := meshd mesh-relay
 MAN_PAGES = $(wildcard packaging/man/*.[1-8])
@@ -24,7 +28,7 @@ install: ## install what `make release` has built (DESTDIR=, PREFIX=/usr/local)
 	  [ -x $(RELEASE_DIR)/$$program ] || { echo "install: no $(RELEASE_DIR)/$$program: run 'make release' first" >&2; exit 1; }; \
 	done
 	install -d $(addprefix $(DESTDIR),$(BINDIR) $(UNITDIR) $(SYSUSERSDIR) $(DBUSDIR) $(POLKITDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR))
-	install -d $(DESTDIR)/etc/meshd $(DESTDIR)/etc/mesh-relay
+	install -d $(DESTDIR)$(SYSCONFDIR)/meshd $(DESTDIR)$(SYSCONFDIR)/mesh-relay
 	install -m 755 $(addprefix $(RELEASE_DIR)/,meshd meshctl mesh-relay) $(DESTDIR)$(BINDIR)
 	for unit in $(INSTALLED_UNITS); do \
 	  sed 's|=/usr/bin/mesh|=$(BINDIR)/mesh|' systemd/$$unit.service >$(DESTDIR)$(UNITDIR)/$$unit.service && \
@@ -41,19 +45,19 @@ install: ## install what `make release` has built (DESTDIR=, PREFIX=/usr/local)
 	$(RELEASE_DIR)/meshctl completion fish >$(DESTDIR)$(FISHDIR)/meshctl.fish
 	chmod 644 $(addprefix $(DESTDIR),$(BASHDIR)/meshctl $(ZSHDIR)/_meshctl $(FISHDIR)/meshctl.fish)
 	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/meshd/examples config.example.toml
-	@[ -n "$(DESTDIR)" ] || packaging/after-install
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR)/mesh-relay/examples packaging/relay.example.toml
+	@$(AFTER_INSTALL)
 
 uninstall: ## remove what `make install` has put there; configuration and keys stay
-	@[ -n "$(DESTDIR)" ] || packaging/before-uninstall
+	@$(BEFORE_UNINSTALL)
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,meshd meshctl mesh-relay)
 	rm -f $(foreach unit,$(INSTALLED_UNITS),$(DESTDIR)$(UNITDIR)/$(unit).service $(DESTDIR)$(SYSUSERSDIR)/$(unit).conf)
 	rm -f $(addprefix $(DESTDIR)$(DBUSDIR)/,$(notdir $(wildcard packaging/dbus/*.conf)))
 	rm -f $(addprefix $(DESTDIR)$(POLKITDIR)/,$(notdir $(wildcard packaging/polkit/*.policy)))
 	rm -f $(foreach page,$(MAN_PAGES),$(DESTDIR)$(MANDIR)/man$(patsubst .%,%,$(suffix $(page)))/$(notdir $(page)))
 	rm -f $(DESTDIR)$(BASHDIR)/meshctl $(DESTDIR)$(ZSHDIR)/_meshctl $(DESTDIR)$(FISHDIR)/meshctl.fish
-	rm -rf $(DESTDIR)$(DOCDIR)/meshd/examples
-	-rmdir --ignore-fail-on-non-empty $(DESTDIR)$(DOCDIR)/meshd $(DESTDIR)/etc/meshd $(DESTDIR)/etc/mesh-relay
-	@[ -n "$(DESTDIR)" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
+	rm -rf $(DESTDIR)$(DOCDIR)/meshd $(DESTDIR)$(DOCDIR)/mesh-relay
+	-rmdir --ignore-fail-on-non-empty $(DESTDIR)$(SYSCONFDIR)/meshd $(DESTDIR)$(SYSCONFDIR)/mesh-relay
 
 deb: ## build Debian packages into target/deb
 	tests/setup.sh build package
