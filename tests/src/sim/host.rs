@@ -1,0 +1,328 @@
+//! Hosts: a real engine, driven by its contract of use, with simulated sockets, TUN device and relay connections.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use mesh_core::batch::Batches;
+use mesh_core::engine::{
+    Engine, Event, HostAddress, NetworkIndex, NetworkSetup, Output, PathStatus, PeerKey, PeerSetup, RelayAction,
+    RelayEvent, RelayHandle,
+};
+use mesh_core::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
+use mesh_core::limits;
+use mesh_core::session::set_virtual_clock;
+use mesh_core::time::Instant;
+use mesh_core::wire::relay::{Framer, ServerMessage};
+use zeroize::Zeroizing;
+
+use super::quic::Connection;
+
+/// The only network of each host.
+pub const NETWORK: NetworkIndex = NetworkIndex(0);
+/// The mesh socket's port unless a test says otherwise.
+pub const PORT: u16 = 41_820;
+
+/// Timeouts that an engine may want at one and the same instant.
+const MAX_TIMEOUTS_AT_ONCE: usize = 32;
+/// Outputs and datagrams that one input may cause: every peer's punch with all candidates, doubled.
+const MAX_OUTPUTS: usize = 1_024;
+/// Datagrams in one GRO buffer.
+const MAX_COALESCED: usize = 64;
+/// Events that are kept.
+const KEPT_EVENTS: usize = 1_000;
+
+/// Something that the engine is to be told.
+#[derive(Debug)]
+pub(super) enum Input {
+    Udp { from: SocketAddr, bytes: Vec<u8>, stride: usize },
+    Tun(Vec<u8>),
+    Relay(RelayHandle, RelayEvent),
+    Timeout,
+    Ping { peer: PeerKey, token: u64, timeout: std::time::Duration },
+    Netcheck { token: u64 },
+    Addresses,
+}
+
+/// What an input caused.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    pub(super) datagrams: Vec<(SocketAddr, Option<u8>, Vec<u8>)>,
+    pub(super) inner: Vec<Vec<u8>>,
+    pub(super) relay: Vec<(RelayHandle, RelayAction)>,
+    pub(super) events: Vec<Event>,
+    pub(super) timeout: Option<Instant>,
+}
+
+/// A relay connection that the engine asked for.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    pub(super) connection: Connection,
+    pub(super) remote: SocketAddr,
+    pub(super) framer: Framer,
+}
+
+/// What a host has done and seen, for tests to look at.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Datagrams sent from the mesh socket.
+    pub datagrams: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Relay connections asked for.
+    pub dials: u64,
+    /// Changes of the path to any peer.
+    pub path_changes: u64,
+}
+
+/// What a host is in its network; survives restarts.
+#[derive(Debug, Clone)]
+pub struct Membership {
+    /// Seed of its key.
+    pub key: [u8; 32],
+    /// Name and source of the ID of the network.
+    pub network: String,
+    /// Who it knows.
+    pub peers: Vec<PeerEntry>,
+    /// Relays it uses.
+    pub relays: Vec<RelayUrl>,
+}
+
+/// A peer in a host's configuration.
+#[derive(Debug, Clone)]
+pub struct PeerEntry {
+    /// Its ID.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where it can be reached without any relay.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl Membership {
+    pub(super) fn identity(&self) -> Identity {
+        Identity::from_seed(Zeroizing::new(self.key))
+    }
+
+    /// The ID of the network.
+    pub fn network_id(&self) -> NetworkId {
+        NetworkId::from_name(&self.network)
+    }
+
+    fn setup(&self) -> NetworkSetup {
+        let peer = |peer: &PeerEntry| PeerSetup {
+            key: PeerKey::Mesh(peer.id),
+            name: peer.name.clone(),
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            psk: None,
+            endpoints: peer.endpoints.clone(),
+        };
+        NetworkSetup {
+            name: self.network.clone(),
+            id: self.network_id(),
+            identity: self.identity(),
+            addresses: Vec::new(),
+            peers: self.peers.iter().map(peer).collect(),
+            relays: self.relays.clone(),
+        }
+    }
+}
+
+/// A host.
+pub struct Host {
+    /// Port of its mesh socket.
+    pub port: u16,
+    /// What it is configured as.
+    pub membership: Membership,
+    /// What it has done and seen.
+    pub counters: Counters,
+    /// What its engine reported, newest last.
+    pub events: VecDeque<(Instant, Event)>,
+    /// The current path to each peer, as reported.
+    pub paths: BTreeMap<PeerKey, Option<PathStatus>>,
+    /// Datagrams that arrived while no engine was running, newest last: for tests without one.
+    pub raw: VecDeque<(SocketAddr, Vec<u8>)>,
+    pub(super) engine: Option<Engine>,
+    pub(super) dialled: BTreeMap<RelayHandle, Dialled>,
+    /// Datagrams that arrived at this instant, to be coalesced as GRO does.
+    pub(super) inbox: Vec<(SocketAddr, Vec<u8>)>,
+    /// The engine's wake-up that is in the queue of events.
+    pub(super) armed: Option<Instant>,
+    /// The wake-up for relay connections that is in the queue of events.
+    pub(super) quic_armed: Option<Instant>,
+    timeouts: (Instant, usize),
+}
+
+impl Host {
+    pub(super) fn new(key: [u8; 32]) -> Self {
+        Self {
+            port: PORT,
+            membership: Membership {
+                key,
+                network: "home".to_owned(),
+                peers: Vec::new(),
+                relays: Vec::new(),
+            },
+            counters: Counters::default(),
+            events: VecDeque::new(),
+            paths: BTreeMap::new(),
+            raw: VecDeque::new(),
+            engine: None,
+            dialled: BTreeMap::new(),
+            inbox: Vec::new(),
+            armed: None,
+            quic_armed: None,
+            timeouts: (Instant::default(), 0),
+        }
+    }
+
+    /// Its node ID.
+    pub fn id(&self) -> NodeId {
+        self.membership.identity().id()
+    }
+
+    /// Its overlay address.
+    pub fn overlay(&self) -> Ipv6Addr {
+        overlay_address(&self.membership.network_id(), &self.id())
+    }
+
+    /// The engine while it runs.
+    pub fn engine(&self) -> Option<&Engine> {
+        self.engine.as_ref()
+    }
+
+    /// Starts an engine that knows nothing of any earlier one.
+    pub(super) fn start(&mut self, now: Instant, seed: [u8; 32], addresses: &[IpAddr]) -> Effects {
+        set_virtual_clock(now);
+        let mut engine = Engine::new(seed, now);
+        let added = engine.add_network(now, NETWORK, self.membership.setup());
+        assert!(added.is_ok(), "the engine refuses its network: {added:?}");
+        self.engine = Some(engine);
+        self.paths.clear();
+        self.handle(now, Input::Addresses, addresses, &mut Batches::default())
+    }
+
+    /// Stops the engine without any farewell, as SIGKILL does.
+    pub(super) fn stop(&mut self) {
+        self.engine = None;
+        self.dialled.clear();
+        self.inbox.clear();
+        self.paths.clear();
+    }
+
+    /// Feeds the engine and collects everything that comes of it.
+    pub(super) fn handle(&mut self, now: Instant, input: Input, addresses: &[IpAddr], batches: &mut Batches) -> Effects {
+        let port = self.port;
+        let Some(engine) = &mut self.engine else {
+            return Effects::default();
+        };
+        set_virtual_clock(now);
+        match input {
+            Input::Udp { from, bytes, stride } => engine.handle_udp(now, from, &bytes, stride, batches),
+            Input::Tun(packet) => engine.handle_tun(now, NETWORK, &packet, batches),
+            Input::Relay(handle, event) => engine.handle_relay(now, handle, event, batches),
+            Input::Timeout => engine.handle_timeout(now, batches),
+            Input::Ping { peer, token, timeout } => engine.ping(now, NETWORK, peer, token, timeout, batches),
+            Input::Netcheck { token } => engine.netcheck(now, NETWORK, token),
+            Input::Addresses => {
+                let address = |ip: &IpAddr| HostAddress { ip: *ip, virtual_interface: false };
+                let addresses: Vec<HostAddress> = addresses.iter().map(address).collect();
+                engine.set_local_addresses(now, &addresses, Some(port), Some(port));
+            }
+        }
+        let mut effects = flush(batches);
+        while let Some(output) = engine.poll_output() {
+            match output {
+                Output::Datagram { remote, ttl, payload } => effects.datagrams.push((remote, ttl, payload)),
+                Output::Relay(handle, action) => effects.relay.push((handle, action)),
+                Output::Event(event) => effects.events.push(event),
+            }
+            let outputs = effects.datagrams.len() + effects.relay.len() + effects.events.len();
+            assert!(outputs <= MAX_OUTPUTS, "one input caused more than {MAX_OUTPUTS} outputs");
+        }
+        effects.timeout = engine.poll_timeout();
+        self.note(now, &effects);
+        effects
+    }
+
+    fn note(&mut self, now: Instant, effects: &Effects) {
+        for (_, _, payload) in &effects.datagrams {
+            self.counters.datagrams += 1;
+            self.counters.bytes += payload.len() as u64;
+        }
+        let dials = effects.relay.iter().filter(|(_, action)| matches!(action, RelayAction::Dial { .. }));
+        self.counters.dials += dials.count() as u64;
+        for event in &effects.events {
+            if let Event::PathChanged { peer, path, .. } = event {
+                self.counters.path_changes += 1;
+                self.paths.insert(*peer, path.clone());
+            }
+            if self.events.len() == KEPT_EVENTS {
+                self.events.pop_front();
+            }
+            self.events.push_back((now, event.clone()));
+        }
+    }
+
+    /// Counts the engine's timeouts at one instant: it must not spin.
+    pub(super) fn count_timeout(&mut self, now: Instant) {
+        let (at, count) = self.timeouts;
+        self.timeouts = (now, if at == now { count + 1 } else { 1 });
+        assert!(
+            self.timeouts.1 <= MAX_TIMEOUTS_AT_ONCE,
+            "the engine asked for more than {MAX_TIMEOUTS_AT_ONCE} timeouts at one instant"
+        );
+    }
+
+    /// Takes what has arrived, coalesced as the kernel would: runs of one sender and one size, of which the last
+    /// datagram may be shorter.
+    pub(super) fn take_inbox(&mut self) -> Vec<Input> {
+        let mut inputs: Vec<Input> = Vec::new();
+        let mut open = false;
+        for (from, bytes) in std::mem::take(&mut self.inbox) {
+            if let Some(Input::Udp { from: last, bytes: buffer, stride }) = inputs.last_mut()
+                && open
+                && *last == from
+                && bytes.len() <= *stride
+                && buffer.len() / *stride < MAX_COALESCED
+            {
+                open = bytes.len() == *stride;
+                buffer.extend(bytes);
+                continue;
+            }
+            let stride = bytes.len();
+            open = stride > 0;
+            inputs.push(Input::Udp { from, bytes, stride });
+        }
+        inputs
+    }
+}
+
+/// Empties the batches as the shell does: datagrams are cut off their runs, inner packets lose their headroom.
+fn flush(batches: &mut Batches) -> Effects {
+    let mut effects = Effects::default();
+    for (run, bytes) in batches.send.runs() {
+        assert!(run.segment > 0, "a run of empty datagrams");
+        let datagrams = bytes.chunks(run.segment);
+        effects.datagrams.extend(datagrams.map(|datagram| (run.remote, None, datagram.to_vec())));
+    }
+    for (network, group) in batches.tun.groups() {
+        assert_eq!(network, NETWORK);
+        effects.inner.extend(group.iter().map(|buffer| buffer[limits::TUN_HEADROOM..].to_vec()));
+    }
+    batches.send.clear();
+    batches.tun.clear();
+    batches.quic.clear();
+    effects
+}
+
+/// The messages in bytes of a relay's control stream.
+pub(super) fn messages(framer: &mut Framer, mut bytes: &[u8]) -> Vec<ServerMessage> {
+    let mut messages = Vec::new();
+    while let Ok(Some(body)) = framer.next(&mut bytes) {
+        let message = ServerMessage::decode(body);
+        assert!(message.is_ok(), "the relay sent a message that the client cannot read: {message:?}");
+        messages.extend(message);
+    }
+    messages
+}
