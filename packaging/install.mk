@@ -1,6 +1,6 @@
-# make install [DESTDIR=…] [PREFIX=/usr/local], make uninstall, make deb
+# make install [DESTDIR=…] [PREFIX=/usr], make uninstall, make deb
 
-PREFIX ?= /usr/local
+PREFIX ?= /usr
 SYSCONFDIR ?= /etc
 BINDIR ?= $(PREFIX)/bin
 UNITDIR ?= $(PREFIX)/lib/systemd/system
@@ -20,10 +20,10 @@ BEFORE_UNINSTALL ?= $(if $(DESTDIR),true,packaging/before-uninstall)
 INSTALLED_UNITS := meshd mesh-relay
 MAN_PAGES = $(wildcard packaging/man/*.[1-8])
 RELEASE_DIR ?= $(or $(CARGO_TARGET_DIR),target)/release
-DEB_DIR := target/deb
+DEB_DIR := target/debian
 
 .PHONY: install uninstall deb
-install: ## install what `make release` has built (DESTDIR=, PREFIX=/usr/local)
+install: ## install what `make release` has built (DESTDIR=, PREFIX=/usr)
 	@for program in meshd meshctl mesh-relay; do \
 	  [ -x $(RELEASE_DIR)/$$program ] || { echo "install: no $(RELEASE_DIR)/$$program: run 'make release' first" >&2; exit 1; }; \
 	done
@@ -59,6 +59,6 @@ uninstall: ## remove what `make install` has put there; configuration and keys s
 	rm -rf $(DESTDIR)$(DOCDIR)/meshd $(DESTDIR)$(DOCDIR)/mesh-relay
 	-rmdir --ignore-fail-on-non-empty $(DESTDIR)$(SYSCONFDIR)/meshd $(DESTDIR)$(SYSCONFDIR)/mesh-relay
 
-deb: ## build Debian packages into target/deb
+deb: ## build Debian packages into target/debian
 	tests/setup.sh build package
 	packaging/build-deb $(DEB_DIR)

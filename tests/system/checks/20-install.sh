@@ -33,10 +33,10 @@ expect "meshd is on the system bus" inside busctl --no-pager status net.meshd.Me
 expect_status 4 "meshctl reload is not for everybody" as alice meshctl reload
 expect_text "and says so in one line" "$(wc -l <<<"$output")" '^1$'
 
-expect "manual pages" inside dpkg-query --listfiles meshd
 files=$(inside dpkg-query --listfiles meshd)
 for file in man/man1/meshctl.1.gz man/man8/meshd.8.gz bash-completion/completions/meshctl \
   zsh/vendor-completions/_meshctl fish/vendor_completions.d/meshctl.fish doc/meshd/examples/config.example.toml; do
   expect_text "$file is in the package" "$files" "^/usr/share/$file$"
 done
+expect "the example is a valid configuration" inside meshd --check --config /usr/share/doc/meshd/examples/config.example.toml
 expect_equal "no configuration is shipped" "$(inside ls -A /etc/meshd /etc/mesh-relay | tr -d '\n')" "/etc/mesh-relay:/etc/meshd:"

@@ -1,6 +1,10 @@
 # shellcheck shell=bash disable=SC2154
 expect_equal "an unconfigured relay does not run" "$(property mesh-relay ActiveState) $(property mesh-relay Result)" "inactive success"
 expect_equal "but starts with the host once it is" "$(inside systemctl is-enabled mesh-relay)" enabled
+expect "the example is a valid configuration" \
+  inside mesh-relay --check --config /usr/share/doc/mesh-relay/examples/relay.example.toml
+printed=$(inside mesh-relay --print-url relay.example.org)
+expect_text "root can ask for its address before it runs" "$printed" '^mesh://[a-z2-7]{52}@relay.example.org:443$'
 write /etc/mesh-relay/relay.toml <<CONFIG
 listen = ["0.0.0.0:443"]
 nodes = ["$id"]
@@ -9,6 +13,7 @@ expect "a configured one starts" inside systemctl start mesh-relay
 expect "and is ready" is_active mesh-relay
 url=$(inside journalctl --unit=mesh-relay --output=cat --no-pager | grep -o 'mesh://[a-z2-7]\{52\}@[^ ]*:443' | head -1)
 expect_text "its address is in the journal" "$url" '^mesh://'
+expect_text "and is the one that was printed" "$printed" "^${url%%@*}@"
 relay_pid=$(property mesh-relay MainPID)
 expect_equal "it runs as user mesh-relay" "$(inside stat -c %U "/proc/$relay_pid")" mesh-relay
 # Bit 10: CAP_NET_BIND_SERVICE.
