@@ -24,7 +24,9 @@ use slab::Slab;
 use self::channels::{Channels, EndIndex};
 use self::rate::{Bucket, Rate};
 pub use self::stats::{DropReason, Stats};
-pub use self::types::{Access, CloseReason, ConnId, Output, Reply, Settings, Socket, Verdict};
+pub use self::types::{
+    Access, CloseReason, ConnId, Local, Output, Reply, Settings, Socket, Verdict,
+};
 use crate::identity::NodeId;
 use crate::limits;
 use crate::time::Instant;
@@ -39,6 +41,7 @@ struct Client {
     node: NodeId,
     /// Proved, by the QUIC handshake or by a challenge.
     address: SocketAddr,
+    local: Local,
     /// Where QUIC packets come from now, if that is not proved yet.
     challenge: Option<Challenge>,
     /// Has said hello and was welcomed.
@@ -147,6 +150,7 @@ impl Server {
             conn,
             node,
             address: remote,
+            local: Local::default(),
             challenge: None,
             admitted: false,
             outbox: Vec::new(),
@@ -157,6 +161,13 @@ impl Server {
         });
         self.by_conn.insert(conn, slot);
         self.set_deadline(slot, Some(now + limits::RELAY_HELLO_TIMEOUT));
+    }
+
+    /// Tells which of the relay's addresses a client talks to, when that is known to have changed.
+    pub fn set_local(&mut self, conn: ConnId, local: Local) {
+        if let Some(&slot) = self.by_conn.get(&conn) {
+            self.clients[slot].local = local;
+        }
     }
 
     /// The connection is gone.
@@ -410,7 +421,9 @@ impl Server {
     }
 
     fn send_challenge(&mut self, now: Instant, slot: usize) {
-        let Some(challenge) = &mut self.clients[slot].challenge else {
+        let client = &mut self.clients[slot];
+        let local = client.local;
+        let Some(challenge) = &mut client.challenge else {
             return;
         };
         let payload = challenge_frame(challenge.nonce);
@@ -420,7 +433,8 @@ impl Server {
         };
         challenge.sent += 1;
         self.set_deadline(slot, Some(now + *wait));
-        self.outputs.push_back(Output::Datagram { to, payload });
+        self.outputs
+            .push_back(Output::Datagram { to, local, payload });
     }
 
     fn admitted(&mut self, conn: ConnId) -> Option<(usize, &mut Client)> {

@@ -52,8 +52,10 @@ impl Server {
         write_data_header(segment, twin.number);
         self.stats.frames += 1;
         self.stats.bytes += len;
+        let receiver = &self.clients[twin.owner];
         Verdict::Forward {
-            to: self.clients[twin.owner].address,
+            to: receiver.address,
+            local: receiver.local,
         }
     }
 

@@ -62,7 +62,7 @@ impl World {
                     self.last_words
                         .extend(decode(&last).into_iter().map(|message| (conn, message)));
                 }
-                Output::Datagram { to, payload } => match parse_frame(&payload) {
+                Output::Datagram { to, payload, .. } => match parse_frame(&payload) {
                     Ok(Frame::Challenge { nonce }) => self.challenges.push((to, nonce)),
                     other => panic!("{other:?}"),
                 },
@@ -157,6 +157,13 @@ fn replied(verdict: Verdict) -> Vec<u8> {
     match verdict {
         Verdict::Reply(reply) => reply.payload().to_vec(),
         other => panic!("{other:?}"),
+    }
+}
+
+fn forward(to: &str) -> Verdict {
+    Verdict::Forward {
+        to: address(to),
+        local: Local::default(),
     }
 }
 
@@ -550,7 +557,7 @@ mod channels {
         let (a, b) = (world.client(1, 1, A), world.client(2, 2, B));
         let (ours, theirs) = world.channel(a, b, 2);
         let (verdict, frame) = world.data(A, ours, b"packet");
-        assert_eq!(verdict, Verdict::Forward { to: address(B) });
+        assert_eq!(verdict, forward(B));
         assert_eq!(
             parse_frame(&frame),
             Ok(Frame::Data {
@@ -559,7 +566,7 @@ mod channels {
             })
         );
         let (verdict, frame) = world.data(B, theirs, b"answer");
-        assert_eq!(verdict, Verdict::Forward { to: address(A) });
+        assert_eq!(verdict, forward(A));
         assert_eq!(
             parse_frame(&frame),
             Ok(Frame::Data {
@@ -570,6 +577,26 @@ mod channels {
         assert_eq!(
             (world.server.stats().frames, world.server.stats().bytes),
             (2, 28)
+        );
+    }
+
+    #[test]
+    fn data_leaves_from_the_address_that_its_receiver_talks_to() {
+        let mut world = World::open();
+        let (a, b) = (world.client(1, 1, A), world.client(2, 2, B));
+        let (ours, _) = world.channel(a, b, 2);
+        let local = Local {
+            listener: 3,
+            ip: Some("203.0.113.9".parse().unwrap()),
+        };
+        world.server.set_local(b, local);
+        let (verdict, _) = world.data(A, ours, b"packet");
+        assert_eq!(
+            verdict,
+            Verdict::Forward {
+                to: address(B),
+                local
+            }
         );
     }
 
@@ -745,10 +772,7 @@ mod addresses {
         };
         assert_eq!(to, address(C));
         // Until then nothing changes.
-        assert_eq!(
-            world.data(B, theirs, b"p").0,
-            Verdict::Forward { to: address(A) }
-        );
+        assert_eq!(world.data(B, theirs, b"p").0, forward(A));
         assert!(matches!(world.data(C, ours, b"p").0, Verdict::Reply(_)));
 
         world.say(a, ClientMessage::ProveAddress { nonce });
@@ -756,14 +780,8 @@ mod addresses {
             world.messages(a),
             [ServerMessage::Observed { addr: address(C) }]
         );
-        assert_eq!(
-            world.data(B, theirs, b"p").0,
-            Verdict::Forward { to: address(C) }
-        );
-        assert_eq!(
-            world.data(C, ours, b"p").0,
-            Verdict::Forward { to: address(B) }
-        );
+        assert_eq!(world.data(B, theirs, b"p").0, forward(C));
+        assert_eq!(world.data(C, ours, b"p").0, forward(B));
         assert!(matches!(world.data(A, ours, b"p").0, Verdict::Reply(_)));
         assert_eq!(world.server.poll_timeout(), None);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::DropReason;
 use crate::identity::NodeId;
@@ -42,6 +42,16 @@ impl Access {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u64);
 
+/// Which of the relay's own sockets and addresses a client talks to: what is sent to it must come from there, or its NAT
+/// drops it. The server only passes it on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Local {
+    /// Which of the addresses that the relay listens on.
+    pub listener: u16,
+    /// Address of the host, where the listener's socket has several.
+    pub ip: Option<IpAddr>,
+}
+
 /// The UDP ports of a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Socket {
@@ -58,6 +68,8 @@ pub enum Verdict {
     Forward {
         /// Where to.
         to: SocketAddr,
+        /// Where from.
+        local: Local,
     },
     /// Send this back instead; it is no larger than what came.
     Reply(Reply),
@@ -101,6 +113,8 @@ pub enum Output {
     Datagram {
         /// Where to.
         to: SocketAddr,
+        /// Where from.
+        local: Local,
         /// The whole UDP payload.
         payload: [u8; CHALLENGE_FRAME],
     },
