@@ -56,7 +56,7 @@ const NEVER_ANYWHERE: [&str; 7] = [
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
-        .unwrap()
+        .expect("this crate lies in the workspace")
         .to_owned()
 }
 

@@ -329,18 +329,34 @@ impl Node {
         Ok(output.stdout)
     }
 
+    /// `meshctl status --json`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be had.
+    pub fn status(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.ctl_ok(&["status", "--json"])?)?)
+    }
+
+    /// What the daemon dropped for this reason since its start.
+    ///
+    /// # Errors
+    ///
+    /// When `status` cannot be had.
+    pub fn drops(&self, reason: &str) -> Result<u64> {
+        Ok(self.status()?["drops"][reason].as_u64().unwrap_or(0))
+    }
+
     /// The network `lab` of `meshctl status --json`.
     ///
     /// # Errors
     ///
     /// When it cannot be had.
     pub fn network(&self) -> Result<Value> {
-        let status: Value = serde_json::from_str(&self.ctl_ok(&["status", "--json"])?)?;
-        status["networks"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|network| network["name"] == "lab")
+        let status = self.status()?;
+        let mut networks = status["networks"].as_array().into_iter().flatten();
+        let network = networks.find(|network| network["name"] == "lab");
+        network
             .cloned()
             .with_context(|| format!("no network `lab` in {status}"))
     }
