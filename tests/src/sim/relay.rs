@@ -108,7 +108,7 @@ impl Relay {
             return Vec::new();
         };
         match server.handle_udp(now, socket, from, &mut bytes) {
-            Verdict::Forward { to } => vec![(PORT, to, Body::Bytes(bytes))],
+            Verdict::Forward { to, .. } => vec![(PORT, to, Body::Bytes(bytes))],
             Verdict::Reply(reply) => {
                 assert!(reply.payload().len() <= bytes.len(), "an answer larger than its question");
                 let port = if reply.socket == Socket::Alt { ALT_PORT } else { PORT };
@@ -218,7 +218,7 @@ impl Relay {
                         client.connection.close(now, &reason.to_string());
                     }
                 }
-                Output::Datagram { to, payload } => out.push((PORT, to, Body::Bytes(payload.to_vec()))),
+                Output::Datagram { to, payload, .. } => out.push((PORT, to, Body::Bytes(payload.to_vec()))),
             }
         }
         for client in self.clients.values_mut() {
