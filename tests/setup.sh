@@ -26,7 +26,6 @@ LIST
 ip iproute2
 nft nftables
 ping iputils-ping
-conntrack conntrack
 dbus-daemon dbus-daemon
 wireguard-go wireguard-go
 wg wireguard-tools
