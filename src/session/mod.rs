@@ -316,6 +316,7 @@ mod tests {
             a.open(&sealed[..length], &mut opened),
             Err(OpenError::Replayed)
         );
+        let length = b.seal(&packet(), &mut sealed).unwrap();
         sealed[20] ^= 1;
         assert_eq!(
             a.open(&sealed[..length], &mut opened),
