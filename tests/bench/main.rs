@@ -29,9 +29,7 @@ fn main() -> ExitCode {
         eprintln!("bench: namespaces and TUN devices need root; run `sudo make bench`");
         return ExitCode::FAILURE;
     }
-    match Lab::new().and_then(|lab| {
-        bench(&lab, runs.max(1), seconds.max(1)).inspect_err(|_| eprintln!("{}", lab.log_tails()))
-    }) {
+    match run(runs.max(1), seconds.max(1)) {
         Ok(ratio) if ratio >= PROMISED_RATIO => ExitCode::SUCCESS,
         Ok(ratio) => {
             eprintln!("bench: {ratio:.1} × is less than the promised {PROMISED_RATIO} ×");
@@ -42,6 +40,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(runs: u32, seconds: u32) -> Result<f64> {
+    let lab = Lab::new()?;
+    let outcome = bench(&lab, runs, seconds);
+    if outcome.is_err() {
+        eprintln!("{}", lab.log_tails());
+    }
+    lab.remove();
+    outcome
 }
 
 /// What is measured: a destination, and the two processes that carry it.
