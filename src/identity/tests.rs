@@ -297,6 +297,11 @@ fn malformed_wireguard_keys_are_refused() {
             "{malformed:?}"
         );
     }
+    // Two encodings in a row, each with its padding.
+    assert_eq!(
+        parse_wireguard_key("AAAGPMBbAAAGPMBbAAA=LAnVNlwybq4ZOuzwPMBbAAAB"),
+        Err(WireGuardKeyError::Format)
+    );
     // The last character before the padding carries two bits that must be zero.
     let trailing = format!("{}B=", "A".repeat(42));
     assert_eq!(

@@ -1,7 +1,7 @@
 //! The public keys of stock WireGuard devices, as `wg` writes them.
 
 use curve25519_dalek::montgomery::MontgomeryPoint;
-use data_encoding::BASE64;
+use data_encoding::{BASE64, BASE64_NOPAD};
 use thiserror::Error;
 
 /// Why a text is not the public key of a WireGuard device.
@@ -29,11 +29,13 @@ pub enum WireGuardKeyError {
 /// If it is not 32 bytes, not below the field's prime (X25519 would reduce it, so that one device had two keys), or
 /// of small order.
 pub fn parse_wireguard_key(text: &str) -> Result<[u8; 32], WireGuardKeyError> {
-    if text.len() != BASE64.encode_len(32) {
-        return Err(WireGuardKeyError::Format);
-    }
-    let decoded = BASE64
-        .decode(text.as_bytes())
+    // Not `BASE64.decode`: that takes padding inside the text too, and a key would have two spellings.
+    let symbols = match text.strip_suffix('=') {
+        Some(symbols) if symbols.len() == BASE64_NOPAD.encode_len(32) => symbols,
+        _ => return Err(WireGuardKeyError::Format),
+    };
+    let decoded = BASE64_NOPAD
+        .decode(symbols.as_bytes())
         .map_err(|_| WireGuardKeyError::Format)?;
     let key: [u8; 32] = decoded.try_into().map_err(|_| WireGuardKeyError::Format)?;
     // 2^255 - 19 in little-endian is ed, thirty times ff, 7f.
