@@ -85,9 +85,9 @@ impl Netlink {
     }
 }
 
-/// The first few clashes of `wanted`, our addresses and destinations, with what `host` has. `own` is our interface, if it
-/// exists already; guard routes never clash.
-pub fn find(wanted: &[IpNet], host: &Host, own: Option<u32>) -> Vec<Clash> {
+/// The first few clashes of `wanted`, our addresses and destinations, with what `host` has. `own` are the interfaces
+/// that do not count because they are the network's own, or about to go; guard routes never clash.
+pub fn find(wanted: &[IpNet], host: &Host, own: &BTreeSet<u32>) -> Vec<Clash> {
     let wanted: BTreeSet<IpNet> = wanted.iter().map(IpNet::trunc).collect();
     let names: BTreeMap<u32, &str> = host
         .links
@@ -98,7 +98,7 @@ pub fn find(wanted: &[IpNet], host: &Host, own: Option<u32>) -> Vec<Clash> {
     let addresses = host
         .addresses
         .iter()
-        .filter(|address| Some(address.link) != own)
+        .filter(|address| !own.contains(&address.link))
         .filter_map(|address| {
             let host_net = IpNet::from(address.net.addr());
             Some(Clash {
@@ -116,7 +116,7 @@ pub fn find(wanted: &[IpNet], host: &Host, own: Option<u32>) -> Vec<Clash> {
         .routes
         .iter()
         .filter(|route| !vrf_tables.contains(&route.table))
-        .filter(|route| own.is_none_or(|own| route.links != [own]))
+        .filter(|route| route.links.is_empty() || !route.links.iter().all(|link| own.contains(link)))
         .filter_map(|route| {
             Some(Clash {
                 wanted: conflicting(&wanted, route)?,
@@ -209,9 +209,9 @@ mod tests {
         }
     }
 
-    fn texts(wanted: &[&str], host: &Host, own: Option<u32>) -> Vec<String> {
+    fn texts(wanted: &[&str], host: &Host, own: &[u32]) -> Vec<String> {
         let wanted: Vec<IpNet> = wanted.iter().map(|text| net(text)).collect();
-        find(&wanted, host, own)
+        find(&wanted, host, &own.iter().copied().collect())
             .iter()
             .map(Clash::to_string)
             .collect()
@@ -221,7 +221,7 @@ mod tests {
     fn overlap_in_either_direction_is_a_clash_that_names_both() {
         let host = host(&[], vec![route("10.77.0.0/16", &[2])]);
         for wanted in ["10.77.0.0/16", "10.77.3.0/24", "10.77.0.2/32", "10.0.0.0/8"] {
-            let texts = texts(&["fd00::/64", wanted], &host, None);
+            let texts = texts(&["fd00::/64", wanted], &host, &[]);
             assert_eq!(texts.len(), 1, "{wanted}");
             assert!(texts[0].contains(wanted), "{}", texts[0]);
             assert!(
@@ -230,33 +230,33 @@ mod tests {
                 texts[0]
             );
         }
-        assert!(texts(&["10.78.0.1/32", "10.76.255.255/32"], &host, None).is_empty());
+        assert!(texts(&["10.78.0.1/32", "10.76.255.255/32"], &host, &[]).is_empty());
     }
 
     #[test]
     fn default_routes_are_no_clash() {
         let host = host(&[], vec![route("0.0.0.0/0", &[2]), route("::/0", &[2])]);
-        assert!(texts(&["10.77.0.2/32", "fd00::/64"], &host, None).is_empty());
+        assert!(texts(&["10.77.0.2/32", "fd00::/64"], &host, &[]).is_empty());
     }
 
     #[test]
     fn addresses_of_the_host_clash_with_peers_and_with_our_own() {
         let host = host(&[(2, "10.77.0.2/24"), (2, "fe80::1/64")], vec![]);
         assert_eq!(
-            texts(&["10.77.0.2/32"], &host, None),
+            texts(&["10.77.0.2/32"], &host, &[]),
             [
                 "10.77.0.2/32 of the overlay clashes with the address 10.77.0.2/24 of this host's interface eth0"
             ]
         );
-        assert!(texts(&["10.77.0.3/32"], &host, None).is_empty());
+        assert!(texts(&["10.77.0.3/32"], &host, &[]).is_empty());
     }
 
     #[test]
     fn our_own_interface_is_no_clash() {
         let host = host(&[(3, "10.77.0.1/32")], vec![route("10.77.0.2/32", &[3])]);
         let wanted = ["10.77.0.1/32", "10.77.0.2/32"];
-        assert!(texts(&wanted, &host, Some(3)).is_empty());
-        assert_eq!(texts(&wanted, &host, None).len(), 2);
+        assert!(texts(&wanted, &host, &[3]).is_empty());
+        assert_eq!(texts(&wanted, &host, &[]).len(), 2);
     }
 
     #[test]
@@ -274,8 +274,8 @@ mod tests {
                 refused("fc00::/7", 4),
             ],
         );
-        assert!(texts(&["10.77.0.2/32", "fd00::/64"], &host, None).is_empty());
-        let same = texts(&["10.0.0.0/8"], &host, None);
+        assert!(texts(&["10.77.0.2/32", "fd00::/64"], &host, &[]).is_empty());
+        let same = texts(&["10.0.0.0/8"], &host, &[]);
         assert_eq!(
             same,
             ["10.0.0.0/8 of the overlay clashes with the route to 10.0.0.0/8 that refuses packets"]
@@ -291,12 +291,12 @@ mod tests {
                 ..route("10.77.0.0/16", &[2])
             }],
         );
-        assert_eq!(texts(&["10.77.0.2/32"], &host, None).len(), 1);
+        assert_eq!(texts(&["10.77.0.2/32"], &host, &[]).len(), 1);
         host.links.push(Link {
             vrf_table: Some(100),
             ..link(9, "vrf-blue")
         });
-        assert!(texts(&["10.77.0.2/32"], &host, None).is_empty());
+        assert!(texts(&["10.77.0.2/32"], &host, &[]).is_empty());
     }
 
     #[test]
@@ -305,7 +305,7 @@ mod tests {
             .map(|n| route(&format!("10.77.0.{n}/32"), &[2]))
             .collect();
         assert_eq!(
-            texts(&["10.77.0.0/24"], &host(&[], routes), None).len(),
+            texts(&["10.77.0.0/24"], &host(&[], routes), &[]).len(),
             MAX_REPORTED
         );
     }

@@ -273,7 +273,7 @@ fn clash_with_the_host_is_found_before_anything_is_changed() {
             .await
             .unwrap();
         let host = netlink.host().await.unwrap();
-        let clashes = clash::find(&[net("10.77.0.2/32"), net("10.78.0.2/32")], &host, None);
+        let clashes = clash::find(&[net("10.77.0.2/32"), net("10.78.0.2/32")], &host, &BTreeSet::new());
         let texts: Vec<String> = clashes.iter().map(Clash::to_string).collect();
         assert_eq!(
             texts,
@@ -281,7 +281,7 @@ fn clash_with_the_host_is_found_before_anything_is_changed() {
                 "10.77.0.2/32 of the overlay clashes with the route to 10.77.0.0/24 on interface eth0"
             ]
         );
-        assert!(clash::find(&[net("fd00:1::/64")], &host, None).is_empty());
+        assert!(clash::find(&[net("fd00:1::/64")], &host, &BTreeSet::new()).is_empty());
     });
 }
 

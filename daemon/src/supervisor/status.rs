@@ -1,0 +1,206 @@
+//! What `meshctl status` and `meshctl netcheck` show.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use mesh_bus::{NatBehaviour, NetworkState};
+use mesh_core::engine::{
+    NetcheckReport, NetworkStatus, PathKind, PathStatus, PeerState, PeerStatus,
+};
+use mesh_core::identity::overlay_address;
+use mesh_core::nat::{Filtering, Mapping};
+
+use super::names::{addresses, key_text};
+use super::network::{Network, Phase};
+use crate::dataplane::StatusReport;
+
+/// A network with what the data plane says about it, if it runs.
+pub(super) fn network(
+    network: &Network,
+    running: Option<&NetworkStatus>,
+    notes: &[String],
+) -> mesh_bus::Network {
+    let mut health = notes.to_vec();
+    if let Phase::Failed(reason) = &network.phase {
+        health.push(reason.clone());
+    }
+    health.extend(
+        running
+            .into_iter()
+            .flat_map(|running| running.health.clone()),
+    );
+    mesh_bus::Network {
+        name: network.config.name.clone(),
+        id: network.config.id.to_string(),
+        state: state(network),
+        interface: network.config.interface.clone(),
+        this: this(network, running),
+        peers: match running {
+            Some(running) => running.peers.iter().map(peer).collect(),
+            None => silent_peers(network),
+        },
+        health,
+    }
+}
+
+fn state(network: &Network) -> NetworkState {
+    match &network.phase {
+        Phase::Up(_) => NetworkState::Up,
+        Phase::Down if network.wanted => NetworkState::Starting,
+        Phase::Down | Phase::Failed(_) => NetworkState::Down,
+    }
+}
+
+fn this(network: &Network, running: Option<&NetworkStatus>) -> mesh_bus::SelfInfo {
+    let derived = network
+        .id
+        .map(|id| IpAddr::from(overlay_address(&network.config.id, &id)));
+    let given = network.config.addresses.iter().map(|net| net.addr());
+    mesh_bus::SelfInfo {
+        id: network.id.map(|id| id.to_string()).unwrap_or_default(),
+        name: host_name(),
+        addresses: derived.into_iter().chain(given).collect(),
+        home_relay: running
+            .and_then(|running| running.home_relay.as_ref())
+            .map(ToString::to_string),
+        endpoints: running
+            .map(|running| running.endpoints.clone())
+            .unwrap_or_default(),
+    }
+}
+
+/// The host's name without its domain.
+pub(super) fn host_name() -> String {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    let name = name.to_string_lossy();
+    name.split('.').next().unwrap_or_default().to_owned()
+}
+
+fn peer(peer: &PeerStatus) -> mesh_bus::Peer {
+    mesh_bus::Peer {
+        id: key_text(&peer.key),
+        name: peer.name.clone(),
+        addresses: peer.addresses.clone(),
+        routes: peer.routes.iter().map(ToString::to_string).collect(),
+        state: match peer.state {
+            PeerState::Active => mesh_bus::PeerState::Active,
+            PeerState::Idle => mesh_bus::PeerState::Idle,
+            PeerState::Offline => mesh_bus::PeerState::Offline,
+        },
+        path: peer.path.as_ref().map(path),
+        tx_bytes: peer.tx_bytes,
+        rx_bytes: peer.rx_bytes,
+        last_handshake_s: peer.last_handshake.map(|age| age.as_secs_f64()),
+        last_rx_s: peer.last_rx.map(|age| age.as_secs_f64()),
+    }
+}
+
+/// The peers of a network that does not run.
+fn silent_peers(network: &Network) -> Vec<mesh_bus::Peer> {
+    let mut peers: Vec<mesh_bus::Peer> = network
+        .config
+        .peers
+        .iter()
+        .map(|peer| mesh_bus::Peer {
+            id: key_text(&peer.key),
+            name: peer.name.clone(),
+            addresses: addresses(network, peer),
+            routes: peer.routes.iter().map(ToString::to_string).collect(),
+            state: mesh_bus::PeerState::Idle,
+            path: None,
+            tx_bytes: 0,
+            rx_bytes: 0,
+            last_handshake_s: None,
+            last_rx_s: None,
+        })
+        .collect();
+    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    peers
+}
+
+fn path(path: &PathStatus) -> mesh_bus::Path {
+    mesh_bus::Path {
+        kind: path_kind(path.kind),
+        local: None,
+        remote: path.remote.to_string(),
+        relay: path.relay.as_ref().map(ToString::to_string),
+        rtt_ms: path.rtt.map(milliseconds),
+        mtu: path.mtu,
+        since_s: path.age.as_secs_f64(),
+    }
+}
+
+pub(super) fn path_kind(kind: PathKind) -> mesh_bus::PathKind {
+    match kind {
+        PathKind::Direct => mesh_bus::PathKind::Direct,
+        PathKind::Relay => mesh_bus::PathKind::Relay,
+    }
+}
+
+pub(super) fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// What was dropped, by reason; reasons that never occurred are left out.
+pub(super) fn drops(report: &StatusReport) -> BTreeMap<String, u64> {
+    let (drops, counters, errors) = (&report.drops, &report.counters, &report.send_errors);
+    let all = [
+        ("unknown_protocol", drops.unknown_protocol),
+        ("unknown_session", drops.unknown_session),
+        ("unauthentic", drops.unauthentic),
+        ("replayed", drops.replayed),
+        ("rate_limited", drops.rate_limited),
+        ("unknown_channel", drops.unknown_channel),
+        ("malformed", drops.malformed),
+        ("wrong_source", drops.wrong_source),
+        ("no_route", drops.no_route),
+        ("forged_control", drops.forged_control),
+        ("queue_full", drops.queue_full),
+        ("udp_receive_errors", counters.udp_receive_errors),
+        ("tun_read_errors", counters.tun_read_errors),
+        ("tun_write_errors", counters.tun_write_errors),
+        ("quic_queue_full", counters.quic_queue_full),
+        ("output_queue_full", counters.output_queue_full),
+        ("send_unreachable", errors.unreachable),
+        ("send_refused", errors.refused),
+        ("send_too_big", errors.too_big),
+        ("send_buffer_full", errors.buffer_full),
+        ("send_other", errors.other),
+    ];
+    all.into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(reason, count)| (reason.to_owned(), count))
+        .collect()
+}
+
+/// What a netcheck of network `name` found.
+pub(super) fn netcheck(name: &str, report: &NetcheckReport) -> mesh_bus::Netcheck {
+    mesh_bus::Netcheck {
+        network: name.to_owned(),
+        udp: report.udp,
+        ipv4: report.ipv4,
+        ipv6: report.ipv6,
+        mapping: match report.profile.mapping {
+            Mapping::EndpointIndependent => NatBehaviour::EndpointIndependent,
+            Mapping::AddressDependent => NatBehaviour::AddressDependent,
+            Mapping::AddressAndPortDependent => NatBehaviour::AddressAndPortDependent,
+            Mapping::Unknown => NatBehaviour::Unknown,
+        },
+        filtering: match report.profile.filtering {
+            Filtering::EndpointIndependent => NatBehaviour::EndpointIndependent,
+            Filtering::AddressDependent => NatBehaviour::AddressDependent,
+            Filtering::AddressAndPortDependent => NatBehaviour::AddressAndPortDependent,
+            Filtering::Unknown => NatBehaviour::Unknown,
+        },
+        relays: report
+            .relays
+            .iter()
+            .map(|relay| mesh_bus::RelayLatency {
+                url: relay.url.to_string(),
+                rtt_ms: relay.rtt.map(milliseconds),
+                via: relay.rtt.map(|_| "udp".to_owned()),
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,46 @@
+//! Leaves the host as it was found, in bounded time.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::time::timeout;
+
+use super::Supervisor;
+use super::serve::Running;
+use super::systemd::{self, Next};
+
+/// The service manager kills us after 15 s; each step below has a share of that.
+const STEP: Duration = Duration::from_secs(3);
+/// Time for the relays to be told; a relay that is not told notices by itself.
+const FAREWELL: Duration = Duration::from_millis(50);
+
+/// Takes everything down. In a restart the guard routes stay, so that overlay destinations are unreachable meanwhile.
+pub(super) async fn stop(mut supervisor: Supervisor, running: Running) {
+    systemd::notify(&[NotifyState::Stopping]);
+    let keep_guards = !supervisor.no_bus && systemd::next_step().await == Next::Start;
+    tracing::info!(
+        "stopping{}",
+        if keep_guards {
+            ", to be started again"
+        } else {
+            ""
+        }
+    );
+    within("close the control interface", running.control.stop()).await;
+    let networks = async {
+        for network in &mut supervisor.networks {
+            network.take_down(&supervisor.host, keep_guards).await;
+        }
+    };
+    within("take the networks down", networks).await;
+    tokio::time::sleep(FAREWELL).await;
+    within("end the data thread", supervisor.host.data.shutdown()).await;
+    let thread = tokio::task::spawn_blocking(move || running.data_thread.join());
+    within("wait for the data thread", async { drop(thread.await) }).await;
+}
+
+async fn within(what: &str, step: impl Future<Output = ()>) {
+    if timeout(STEP, step).await.is_err() {
+        tracing::error!("cannot {what} in {STEP:?}; going on");
+    }
+}
