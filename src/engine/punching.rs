@@ -96,8 +96,13 @@ impl Engine {
             return;
         }
         // Our answer travels for half a round trip; the caller starts when it arrives, and so do we.
-        if peer.paths.has_usable_direct(now) || peer.punching.running.is_none() {
-            self.start_punch(now, index, now + rtt / 2);
+        match &mut peer.punching.running {
+            Some(punch) if !peer.paths.has_usable_direct(now) => {
+                for candidate in &peer.candidates {
+                    punch.add_target(*candidate);
+                }
+            }
+            _ => self.start_punch(now, index, now + rtt / 2),
         }
         let answer = CallMe {
             round: call.round,

@@ -169,7 +169,9 @@ impl Engine {
         };
         peer.last_handshake = Some(now);
         peer.awaiting_confirmation = Some(key);
-        peer.hello.start(now);
+        if peer.node_id().is_some() {
+            peer.hello.start(now);
+        }
         let Some(path) = peer.paths.get_or_add(key, now) else {
             return;
         };
@@ -275,11 +277,7 @@ impl Engine {
         let Some(peer) = self.peers.get_mut(index.0 as usize) else {
             return;
         };
-        if peer.node_id().is_none()
-            || !peer.is_ready()
-            || peer.paths.current().is_none()
-            || !peer.hello.poll(now)
-        {
+        if !peer.is_ready() || peer.paths.current().is_none() || !peer.hello.poll(now) {
             return;
         }
         let reply = false;

@@ -285,14 +285,14 @@ impl Peer {
             .as_ref()
             .map(|session| session.last_tick() + self.tick_interval(now));
         let handshake = self.handshake.as_ref().map(Handshake::deadline);
-        let hello = self.hello.next.filter(|_| self.is_ready());
+        let using = self.uses(now);
+        let reachable = self.is_ready() && self.paths.current().is_some();
+        let hello = self.hello.next.filter(|_| reachable);
         let punch = self.punching.running.as_ref().map(Punch::deadline);
-        let next_punch = self
-            .punching
-            .next
-            .filter(|_| self.punching.running.is_none() && self.uses(now).active);
+        let wants_punch = self.punching.running.is_none() && using.active && using.probes;
+        let next_punch = self.punching.next.filter(|_| wants_punch);
         let ping = self.pings.iter().map(|ping| ping.deadline).min();
-        let paths = self.paths.deadline(self.uses(now));
+        let paths = self.paths.deadline(using);
         [tick, handshake, hello, punch, next_punch, ping, paths]
             .into_iter()
             .flatten()
