@@ -17,7 +17,8 @@ POLKITDIR ?= /usr/share/polkit-1/actions
 AFTER_INSTALL ?= $(if $(DESTDIR),true,packaging/after-install)
 BEFORE_UNINSTALL ?= $(if $(DESTDIR),true,packaging/before-uninstall)
 
-INSTALLED_UNITS := meshd mesh-relay
+INSTALLED_UNITS := $(notdir $(wildcard systemd/*.service))
+INSTALLED_USERS := meshd mesh-relay
 MAN_PAGES = $(wildcard packaging/man/*.[1-8])
 RELEASE_DIR ?= $(or $(CARGO_TARGET_DIR),target)/release
 DEB_DIR := target/debian
@@ -31,9 +32,11 @@ install: ## install what `make release` has built (DESTDIR=, PREFIX=/usr)
 	install -d $(DESTDIR)$(SYSCONFDIR)/meshd $(DESTDIR)$(SYSCONFDIR)/mesh-relay
 	install -m 755 $(addprefix $(RELEASE_DIR)/,meshd meshctl mesh-relay) $(DESTDIR)$(BINDIR)
 	for unit in $(INSTALLED_UNITS); do \
-	  sed 's|=/usr/bin/mesh|=$(BINDIR)/mesh|' systemd/$$unit.service >$(DESTDIR)$(UNITDIR)/$$unit.service && \
-	  chmod 644 $(DESTDIR)$(UNITDIR)/$$unit.service && \
-	  install -m 644 systemd/$$unit.sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/$$unit.conf || exit 1; \
+	  sed 's|=/usr/bin/mesh|=$(BINDIR)/mesh|' systemd/$$unit >$(DESTDIR)$(UNITDIR)/$$unit && \
+	  chmod 644 $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
+	done
+	for user in $(INSTALLED_USERS); do \
+	  install -m 644 systemd/$$user.sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/$$user.conf || exit 1; \
 	done
 	install -m 644 packaging/dbus/*.conf $(DESTDIR)$(DBUSDIR)
 	install -m 644 packaging/polkit/*.policy $(DESTDIR)$(POLKITDIR)
@@ -51,7 +54,8 @@ install: ## install what `make release` has built (DESTDIR=, PREFIX=/usr)
 uninstall: ## remove what `make install` has put there; configuration and keys stay
 	@$(BEFORE_UNINSTALL)
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,meshd meshctl mesh-relay)
-	rm -f $(foreach unit,$(INSTALLED_UNITS),$(DESTDIR)$(UNITDIR)/$(unit).service $(DESTDIR)$(SYSUSERSDIR)/$(unit).conf)
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(INSTALLED_UNITS))
+	rm -f $(foreach user,$(INSTALLED_USERS),$(DESTDIR)$(SYSUSERSDIR)/$(user).conf)
 	rm -f $(addprefix $(DESTDIR)$(DBUSDIR)/,$(notdir $(wildcard packaging/dbus/*.conf)))
 	rm -f $(addprefix $(DESTDIR)$(POLKITDIR)/,$(notdir $(wildcard packaging/polkit/*.policy)))
 	rm -f $(foreach page,$(MAN_PAGES),$(DESTDIR)$(MANDIR)/man$(patsubst .%,%,$(suffix $(page)))/$(notdir $(page)))

@@ -15,7 +15,7 @@ expect_text "it cannot gain privileges" "$status" '^NoNewPrivs:\s+1$'
 expect_equal "its state is its own" "$(inside stat -c '%a %U' /var/lib/meshd)" "700 meshd"
 expect_equal "it has a watchdog" "$(property meshd WatchdogUSec)" 30s
 
-for unit in meshd mesh-relay; do
+for unit in meshd meshd-cleanup mesh-relay; do
   complaints=$(inside systemd-analyze verify --man=no "$unit.service" 2>&1 | grep "$unit" || true)
   expect_equal "$unit.service is well-formed" "$complaints" ""
   score=$(inside systemd-analyze security --no-pager "$unit" | sed -n 's/.*exposure level for .*: \([0-9.]*\).*/\1/p')
