@@ -12,6 +12,8 @@ mod counters;
 mod egress;
 mod outbox;
 mod requests;
+#[cfg(test)]
+mod tests;
 mod tun;
 mod udp;
 mod worker;
