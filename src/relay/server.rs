@@ -276,13 +276,19 @@ impl Server {
         }
     }
 
-    /// Tells every client that the relay is about to stop.
-    pub fn drain(&mut self) {
-        let slots: Vec<usize> = self.by_node.values().copied().collect();
+    /// Tells every client that the relay stops, and closes all connections.
+    pub fn stop(&mut self) {
+        let slots: Vec<usize> = self.clients.iter().map(|(slot, _)| slot).collect();
+        for &slot in &slots {
+            // That their peers are gone, too, is no news to anybody now.
+            self.clients[slot].channels.clear();
+        }
         for slot in slots {
             self.send(slot, &ServerMessage::Draining);
+            self.close(slot, CloseReason::Stopping);
         }
-        self.settle();
+        self.channels.clear();
+        self.slow.clear();
     }
 
     fn hello(&mut self, slot: usize, version: u8) {

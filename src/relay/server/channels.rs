@@ -79,6 +79,13 @@ impl Channels {
         self.remove(end.twin)
     }
 
+    /// Removes every channel.
+    pub(super) fn clear(&mut self) {
+        for index in 0..self.places.len() {
+            self.remove(EndIndex(index as u32));
+        }
+    }
+
     fn allocate(&mut self) -> u32 {
         self.free.pop().unwrap_or_else(|| {
             self.places.push(Place {

@@ -455,18 +455,22 @@ mod messages {
     }
 
     #[test]
-    fn draining_is_told_to_every_client() {
+    fn a_stopping_relay_says_so_to_every_client() {
         let mut world = World::open();
-        let conns = [world.client(1, 1, A), world.client(2, 2, B)];
-        world
-            .server
-            .handle_connected(START, ConnId(3), node(3), address(C));
-        world.server.drain();
+        let (a, b) = (world.client(1, 1, A), world.client(2, 2, B));
+        let (ours, _) = world.channel(a, b, 2);
+        world.server.stop();
         world.drain();
-        for conn in conns {
-            assert_eq!(world.messages(conn), [ServerMessage::Draining]);
-        }
-        assert_eq!(world.messages(ConnId(3)), []);
+        assert_eq!(
+            world.closed,
+            [(a, CloseReason::Stopping), (b, CloseReason::Stopping)]
+        );
+        assert_eq!(
+            world.last_words,
+            [(a, ServerMessage::Draining), (b, ServerMessage::Draining)]
+        );
+        assert_eq!(world.server.clients(), 0);
+        assert!(matches!(world.data(A, ours, b"p").0, Verdict::Reply(_)));
     }
 
     #[test]

@@ -135,6 +135,8 @@ pub enum CloseReason {
     Slow,
     /// The client said something that makes no sense.
     Protocol,
+    /// The relay stops.
+    Stopping,
 }
 
 impl CloseReason {
@@ -147,6 +149,7 @@ impl CloseReason {
             Self::Busy => 4,
             Self::Slow => 5,
             Self::Protocol => 6,
+            Self::Stopping => 7,
         }
     }
 }
@@ -160,6 +163,7 @@ impl fmt::Display for CloseReason {
             Self::Busy => "too many new connections: try again later",
             Self::Slow => "the client does not read its messages",
             Self::Protocol => "the client sent a malformed message",
+            Self::Stopping => "the relay stops",
         })
     }
 }
