@@ -19,8 +19,11 @@ use mesh_core::wire::relay::{
 };
 use mesh_core::wire::{Protocol, classify, stun};
 
+/// Takes what the fuzzer made up; panics if something is wrong.
+pub type Target = fn(&[u8]);
+
 /// A function for each target with its name, which is that of its corpus.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("config", config),
     ("node_id", node_id),
     ("relay_url", relay_url),

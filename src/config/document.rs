@@ -1,5 +1,6 @@
 //! The file as a whole and its `[network.NAME]` tables.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -139,24 +140,16 @@ pub(super) fn parse(text: &str, file: &Path) -> Result<Config, ConfigErrors> {
 
 /// The first error of each line: those that follow are mostly the parser's attempts to go on.
 fn syntax_errors(syntax: Vec<toml::de::Error>, mut report: Report<'_>) -> ConfigErrors {
-    let mut lines = Vec::new();
+    let mut lines = BTreeSet::new();
     for error in syntax {
         let offset = error.span().map_or(0, |span| span.start);
-        let line = report.line(offset);
-        if !lines.contains(&line) {
-            // Duplicates beyond a bound are cut by `ConfigErrors` anyway.
-            if lines.len() < MAX_SYNTAX_LINES {
-                lines.push(line);
-            }
+        if lines.insert(report.line(offset)) {
             let message = format!("not TOML: {}; correct this line", error.message());
             report.add(offset, None, message);
         }
     }
     ConfigErrors::new(report.into_errors())
 }
-
-/// Lines that are remembered as having a syntax error already.
-const MAX_SYNTAX_LINES: usize = 200;
 
 fn parse_networks(top: &Section<'_, '_>, report: &mut Report<'_>) -> Vec<NetworkDraft> {
     let Some(value) = top.raw("network") else {
