@@ -3,16 +3,19 @@
 //! What it decides is in `mesh_core::relay::server`; here are the sockets, the TLS and the tasks around it. A client's
 //! way in is [`client::connect`]; a server is a [`Relay`].
 
+pub mod advertise;
 pub mod client;
 pub mod config;
 mod connection;
 mod keys;
+pub mod logging;
 mod pump;
 mod quic;
 mod relay;
 mod runs;
 mod shared;
 mod sockets;
+pub mod state;
 pub mod tls;
 
 pub use relay::{Observer, Relay};
