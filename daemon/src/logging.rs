@@ -19,8 +19,9 @@ const OURS: [&str; 4] = ["meshd", "mesh_core", "mesh_relay", "mesh_bus"];
 /// Never logged.
 const SILENT: &str = "boringtun";
 
-/// Starts logging; `verbose` counts the `-v`. Does nothing if somebody else has started it.
-pub fn init(verbose: u8) {
+/// Starts logging; `verbose` counts the `-v`. Does nothing if somebody else has started it. Returns whether the log goes
+/// to the journal.
+pub fn init(verbose: u8) -> bool {
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(directives(verbose)));
     let registry = tracing_subscriber::registry()
@@ -32,13 +33,14 @@ pub fn init(verbose: u8) {
         let _ = registry
             .with(journal.with_syslog_identifier("meshd".into()))
             .try_init();
-        return;
+        return true;
     }
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .with_target(verbose > 0);
     let _ = registry.with(layer).try_init();
+    false
 }
 
 /// The filter for a number of `-v`.

@@ -2,21 +2,27 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use clap::Parser;
 use meshd::args::Args;
 use meshd::{logging, supervisor};
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    logging::init(args.verbose);
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("meshd: {error:#}");
-            ExitCode::FAILURE
-        }
+    let journal = logging::init(args.verbose);
+    let Err(error) = run(&args) else {
+        return ExitCode::SUCCESS;
+    };
+    // Our messages include what caused them.
+    if journal {
+        tracing::error!("{error}");
+    } else if args.check {
+        // Starts with file and line, as editors understand it.
+        eprintln!("{error}");
+    } else {
+        eprintln!("meshd: {error}");
     }
+    ExitCode::FAILURE
 }
 
 fn run(args: &Args) -> Result<()> {
@@ -33,7 +39,7 @@ fn run(args: &Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")?;
+        .map_err(|error| anyhow!("cannot start the runtime: {error}"))?;
     let result = runtime.block_on(async {
         if args.cleanup {
             supervisor::cleanup(args).await

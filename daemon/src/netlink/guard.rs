@@ -49,7 +49,9 @@ impl Netlink {
         Ok(self.routes().await?.iter().filter_map(as_guard).collect())
     }
 
-    /// Removes all guards but those in `keep`; returns how many went.
+    /// Removes the guards that nobody needs but those in `keep`; returns how many went.
+    ///
+    /// A guard whose destination is routed into a tunnel of ours is needed: by another meshd in this network namespace.
     ///
     /// # Errors
     ///
@@ -58,17 +60,56 @@ impl Netlink {
         &self,
         keep: &BTreeSet<OwnRoute>,
     ) -> Result<usize, NetlinkError> {
-        let installed = self.installed_guards().await?;
-        let surplus: Vec<OwnRoute> = installed.difference(keep).copied().collect();
+        let surplus = surplus(&self.routes().await?, keep);
         let count = surplus.len();
         self.remove_routes(surplus).await?;
         Ok(count)
     }
 }
 
+fn surplus(routes: &[Route], keep: &BTreeSet<OwnRoute>) -> Vec<OwnRoute> {
+    let live: BTreeSet<IpNet> = routes
+        .iter()
+        .filter(|route| route.protocol == PROTOCOL && route.action == Action::Forward)
+        .map(|route| route.destination)
+        .collect();
+    let is_live = |guard: &OwnRoute| {
+        let net = guard.destination;
+        let last = IpNet::from(net.broadcast());
+        live.range(net..=last).any(|inside| net.contains(inside))
+    };
+    routes
+        .iter()
+        .filter_map(as_guard)
+        .filter(|guard| !keep.contains(guard) && !is_live(guard))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn guards_of_another_living_meshd_are_left_alone() {
+        let route = |destination: &str, action| Route {
+            destination: destination.parse().unwrap(),
+            table: super::super::routes::MAIN_TABLE,
+            protocol: PROTOCOL,
+            action,
+            links: vec![1],
+            gateway: None,
+            metric: METRIC,
+        };
+        let routes = [
+            route("10.77.0.0/30", Action::Refuse),
+            route("10.77.0.2/32", Action::Forward),
+            route("10.77.0.9/32", Action::Refuse),
+            route("10.77.0.10/32", Action::Refuse),
+        ];
+        let keep = guards(&["10.77.0.10/32".parse().unwrap()]);
+        let surplus = surplus(&routes, &keep);
+        assert_eq!(surplus, [guard("10.77.0.9/32".parse().unwrap())]);
+    }
 
     #[test]
     fn destinations_inside_others_need_no_guard_of_their_own() {

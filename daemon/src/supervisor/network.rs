@@ -261,6 +261,13 @@ fn create_device(name: &str) -> Result<tun_rs::SyncDevice, NetlinkError> {
                     "there is no /dev/net/tun; run: modprobe tun (in a container: pass the device in)",
                 ),
             ),
+            // Not a matter of capabilities: those are asked for later, by EPERM.
+            Some(libc::EACCES) => NetlinkError::Refused {
+                what: format!("create the interface {name}"),
+                source: io::Error::other(
+                    "no permission for /dev/net/tun; run: chmod 666 /dev/net/tun (it gives no power without CAP_NET_ADMIN)",
+                ),
+            },
             Some(libc::EBUSY) => NetlinkError::new(
                 format!("create the interface {name}"),
                 io::Error::other("the name is in use; set another `interface`"),

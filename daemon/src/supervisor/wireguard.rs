@@ -125,21 +125,19 @@ fn endpoints(reachable: &Reachable) -> Vec<SocketAddr> {
         };
         port.map(|port| SocketAddr::new(ip, port))
     };
-    let real = reachable
-        .host
-        .iter()
-        .filter(|address| !address.virtual_interface);
+    let (real, inner): (Vec<&HostAddress>, Vec<&HostAddress>) =
+        (reachable.host.iter()).partition(|address| !address.virtual_interface);
     let (public, private): (Vec<IpAddr>, Vec<IpAddr>) = real
+        .iter()
         .map(|address| address.ip)
         .partition(|ip| is_public(*ip));
     let seen = reachable.public.iter().map(|address| address.ip());
     let mut endpoints = Vec::new();
-    for endpoint in public
-        .into_iter()
-        .chain(seen)
-        .chain(private)
-        .filter_map(with_port)
-    {
+    // Interfaces to containers and virtual machines count only when there is nothing else.
+    let inner = inner.iter().map(|address| address.ip);
+    let inner = inner.filter(|_| real.is_empty());
+    let all = public.into_iter().chain(seen).chain(private).chain(inner);
+    for endpoint in all.filter_map(with_port) {
         if !endpoints.contains(&endpoint) {
             endpoints.push(endpoint);
         }
@@ -192,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_public_address_of_the_host_comes_first_and_docker_never() {
+    fn a_public_address_of_the_host_comes_first_and_docker_does_not_come() {
         let reachable = reachable(
             &[
                 "192.168.1.2",
@@ -212,6 +210,14 @@ mod tests {
                 "192.168.1.2:41820",
                 "[fd00::1]:41821"
             ]
+        );
+    }
+
+    #[test]
+    fn a_host_with_nothing_else_offers_its_virtual_interface() {
+        assert_eq!(
+            shown(&reachable(&["172.17.0.1"], &[])),
+            ["172.17.0.1:41820"]
         );
     }
 
