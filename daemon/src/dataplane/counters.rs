@@ -17,7 +17,7 @@ pub struct Counters {
     pub udp_receive_errors: u64,
     /// Failed reads from TUN devices, in calls.
     pub tun_read_errors: u64,
-    /// Failed writes to TUN devices, in bursts: some of a burst may have been written.
+    /// Packets that a TUN device did not take.
     pub tun_write_errors: u64,
     /// QUIC datagrams dropped because the relay client did not keep up.
     pub quic_queue_full: u64,

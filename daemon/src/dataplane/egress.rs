@@ -7,9 +7,9 @@ use mesh_core::engine::{Engine, Event, NetworkIndex, Output, RelayEvent, RelayHa
 use mesh_core::limits;
 use mesh_core::time::Instant;
 use tokio::sync::mpsc;
-use tun_rs::GROTable;
 
 use super::QuicDatagram;
+use super::coalesce::Coalescer;
 use super::counters::Counters;
 use super::outbox::Outbox;
 use super::requests::Requests;
@@ -27,7 +27,7 @@ pub(crate) struct Egress {
     pub(crate) counters: Counters,
     outbox: Outbox,
     quic: mpsc::Sender<QuicDatagram>,
-    table: GROTable,
+    coalescer: Coalescer,
     /// An overflow of the outbox is logged once, and counted.
     overflow_reported: bool,
 }
@@ -46,7 +46,7 @@ impl Egress {
             counters: Counters::default(),
             outbox,
             quic,
-            table: GROTable::new(),
+            coalescer: Coalescer::default(),
             overflow_reported: false,
         }
     }
@@ -75,7 +75,7 @@ impl Egress {
         for (network, packets) in self.batches.tun.groups() {
             // A network that has just lost its device has no place for them.
             if let Some(Some(port)) = self.tuns.get_mut(usize::from(network.0)) {
-                port.write(&mut self.table, packets, &mut self.counters);
+                port.write(&mut self.coalescer, packets, &mut self.counters);
             }
         }
         self.batches.tun.clear();

@@ -8,10 +8,12 @@
 //! Per packet there is no lock, no allocation and no log line.
 
 mod clock;
+mod coalesce;
 mod counters;
 mod egress;
 mod outbox;
 mod requests;
+mod segment;
 #[cfg(test)]
 mod tests;
 mod tun;

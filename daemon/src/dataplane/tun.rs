@@ -1,12 +1,14 @@
 //! TUN devices: super-packets in, bursts out.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use mesh_core::engine::NetworkIndex;
 use mesh_core::limits;
-use tun_rs::{GROTable, SyncDevice, VIRTIO_NET_HDR_LEN};
+use nix::sys::uio::writev;
+use tun_rs::{SyncDevice, VIRTIO_NET_HDR_LEN};
 
+use super::coalesce::{Coalescer, Outcome, write_plain};
 use super::counters::Counters;
 
 /// Largest packet that is not segmented: one of the largest MTU that we give an interface.
@@ -17,7 +19,7 @@ const MAX_SEGMENTS: usize = 65_536 / 48;
 /// The kernel's header and its largest super-packet.
 const SUPER_PACKET_BYTES: usize = VIRTIO_NET_HDR_LEN + 65_536;
 
-/// Bursts that are written packet by packet after the kernel refused a coalesced one, at first and at most.
+/// Bursts that are written packet by packet after the kernel refused a joined one, at first and at most.
 const PLAIN_BURSTS: (u32, u32) = (64, 1 << 20);
 
 /// What became of an attempt to read.
@@ -63,17 +65,24 @@ impl TunInput {
 pub(crate) struct TunPort {
     network: NetworkIndex,
     device: SyncDevice,
-    coalescing: Coalescing,
+    joining: Joining,
 }
 
 impl TunPort {
     /// Takes a device over and makes it non-blocking.
+    ///
+    /// # Errors
+    ///
+    /// When it was made without offload.
     pub(crate) fn new(network: NetworkIndex, device: SyncDevice) -> io::Result<Self> {
+        if !device.tcp_gso() {
+            return Err(io::Error::other("it was made without offload"));
+        }
         device.set_nonblocking(true)?;
         Ok(Self {
             network,
             device,
-            coalescing: Coalescing::default(),
+            joining: Joining::default(),
         })
     }
 
@@ -103,32 +112,23 @@ impl TunPort {
         }
     }
 
-    /// Writes packets that start after [`limits::TUN_HEADROOM`] bytes; coalesces those of one flow.
+    /// Writes packets that start after [`limits::TUN_HEADROOM`] bytes; joins those of one flow.
     pub(crate) fn write(
         &mut self,
-        table: &mut GROTable,
+        coalescer: &mut Coalescer,
         packets: &mut [Vec<u8>],
         counters: &mut Counters,
     ) {
-        counters.packets_to_tun += packets.len() as u64;
-        if packets.len() > 1 && !self.coalescing.is_off() {
-            let result = self
-                .device
-                .send_multiple(table, packets, limits::TUN_HEADROOM);
-            counters.tun_write_errors += u64::from(result.is_err());
-            self.coalescing.learn(&result);
-            return;
-        }
-        for packet in packets {
-            let alone = std::slice::from_mut(packet);
-            if self
-                .device
-                .send_multiple(table, alone, limits::TUN_HEADROOM)
-                .is_err()
-            {
-                counters.tun_write_errors += 1;
-            }
-        }
+        let device = &self.device;
+        let write = |parts: &[IoSlice<'_>]| Ok(writev(device, parts).map(drop)?);
+        let outcome = if self.joining.is_off() {
+            write_plain(packets, write)
+        } else {
+            coalescer.write(packets, self.device.udp_gso(), write)
+        };
+        self.joining.learn(outcome);
+        counters.packets_to_tun += packets.len() as u64 - outcome.lost;
+        counters.tun_write_errors += outcome.lost;
     }
 }
 
@@ -138,15 +138,15 @@ impl AsFd for TunPort {
     }
 }
 
-/// Some kernels answer `EINVAL` to coalesced packets. A burst is lost for each attempt, so attempts get rarer; they never
-/// end, because a peer could provoke the refusal with odd packets.
+/// Some kernels answer `EINVAL` to joined packets. Each attempt costs a system call then, so attempts get rarer; they
+/// never end, because a peer could provoke the refusal with odd packets.
 #[derive(Debug, Default)]
-struct Coalescing {
+struct Joining {
     off_for: u32,
     last_off: u32,
 }
 
-impl Coalescing {
+impl Joining {
     /// True if this burst is to be written packet by packet.
     fn is_off(&mut self) -> bool {
         let off = self.off_for > 0;
@@ -154,15 +154,13 @@ impl Coalescing {
         off
     }
 
-    fn learn(&mut self, result: &io::Result<usize>) {
-        match result {
-            Ok(_) => self.last_off = 0,
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                let (first, most) = PLAIN_BURSTS;
-                self.last_off = (self.last_off * 2).clamp(first, most);
-                self.off_for = self.last_off;
-            }
-            Err(_) => {}
+    fn learn(&mut self, outcome: Outcome) {
+        if outcome.refused {
+            let (first, most) = PLAIN_BURSTS;
+            self.last_off = self.last_off.saturating_mul(2).clamp(first, most);
+            self.off_for = self.last_off;
+        } else if outcome.joined > 0 {
+            self.last_off = 0;
         }
     }
 }
@@ -172,33 +170,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn coalescing_is_tried_again_ever_more_rarely() {
-        let mut coalescing = Coalescing::default();
-        let refused = Err(io::Error::from_raw_os_error(libc::EINVAL));
+    fn joining_is_tried_again_ever_more_rarely() {
+        let mut joining = Joining::default();
+        let refused = Outcome {
+            refused: true,
+            ..Outcome::default()
+        };
         let mut gaps = Vec::new();
         for _ in 0..4 {
-            assert!(!coalescing.is_off());
-            coalescing.learn(&refused);
+            assert!(!joining.is_off());
+            joining.learn(refused);
             let mut gap = 0;
-            while coalescing.off_for > 0 {
-                assert!(coalescing.is_off());
+            while joining.off_for > 0 {
+                assert!(joining.is_off());
+                joining.learn(Outcome::default());
                 gap += 1;
             }
             gaps.push(gap);
         }
         assert_eq!(gaps, [64, 128, 256, 512]);
-        coalescing.learn(&Ok(1));
-        coalescing.learn(&refused);
-        assert_eq!(coalescing.off_for, 64);
-        coalescing.last_off = u32::MAX / 2;
-        coalescing.learn(&refused);
-        assert_eq!(coalescing.off_for, 1 << 20);
-    }
-
-    #[test]
-    fn other_errors_leave_coalescing_on() {
-        let mut coalescing = Coalescing::default();
-        coalescing.learn(&Err(io::Error::from_raw_os_error(libc::EIO)));
-        assert!(!coalescing.is_off());
+        let joined = Outcome {
+            joined: 1,
+            ..Outcome::default()
+        };
+        joining.learn(joined);
+        joining.learn(refused);
+        assert_eq!(joining.off_for, 64);
+        joining.last_off = u32::MAX / 2;
+        joining.learn(refused);
+        assert_eq!(joining.off_for, 1 << 20);
     }
 }
