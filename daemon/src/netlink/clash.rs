@@ -116,7 +116,9 @@ pub fn find(wanted: &[IpNet], host: &Host, own: &BTreeSet<u32>) -> Vec<Clash> {
         .routes
         .iter()
         .filter(|route| !vrf_tables.contains(&route.table))
-        .filter(|route| route.links.is_empty() || !route.links.iter().all(|link| own.contains(link)))
+        .filter(|route| {
+            route.links.is_empty() || !route.links.iter().all(|link| own.contains(link))
+        })
         .filter_map(|route| {
             Some(Clash {
                 wanted: conflicting(&wanted, route)?,

@@ -63,10 +63,11 @@ impl Netlink {
     ///
     /// If the kernel does not answer.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        let dump = self.handle.link().get().execute();
-        Self::dump("list interfaces", dump, |message| {
-            Some(parse_link(&message))
-        })
+        self.dump(
+            "list interfaces",
+            |handle| handle.link().get().execute(),
+            |message| Some(parse_link(&message)),
+        )
         .await
     }
 
@@ -76,8 +77,12 @@ impl Netlink {
     ///
     /// If the kernel does not answer.
     pub async fn addresses(&self) -> Result<Vec<LinkAddress>, NetlinkError> {
-        let dump = self.handle.address().get().execute();
-        Self::dump("list addresses", dump, |message| parse_address(&message)).await
+        self.dump(
+            "list addresses",
+            |handle| handle.address().get().execute(),
+            |message| parse_address(&message),
+        )
+        .await
     }
 }
 

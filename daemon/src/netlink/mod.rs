@@ -18,10 +18,12 @@ mod tests;
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, TryStreamExt};
 use thiserror::Error;
+use tokio::sync::Mutex;
 
 /// How long the kernel may take for one request or dump; it takes microseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,6 +72,8 @@ fn to_io(error: rtnetlink::Error) -> io::Error {
 #[derive(Clone)]
 pub struct Netlink {
     handle: rtnetlink::Handle,
+    /// Held during a dump: the kernel refuses a second one on the same socket.
+    dumping: Arc<Mutex<()>>,
 }
 
 impl Netlink {
@@ -82,7 +86,10 @@ impl Netlink {
         let (connection, handle, _unsolicited) = rtnetlink::new_connection()
             .map_err(|error| NetlinkError::new("open a netlink socket", error))?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self {
+            handle,
+            dumping: Arc::default(),
+        })
     }
 
     /// Waits for a request, with a bound.
@@ -97,12 +104,18 @@ impl Netlink {
         }
     }
 
-    /// Collects what `convert` makes of a dump.
-    async fn dump<M, T>(
+    /// Collects what `convert` makes of a dump, which `start` asks for.
+    async fn dump<M, T, D>(
+        &self,
         what: &str,
-        dump: impl Stream<Item = Result<M, rtnetlink::Error>>,
+        start: impl FnOnce(&rtnetlink::Handle) -> D,
         convert: impl Fn(M) -> Option<T>,
-    ) -> Result<Vec<T>, NetlinkError> {
+    ) -> Result<Vec<T>, NetlinkError>
+    where
+        D: Stream<Item = Result<M, rtnetlink::Error>>,
+    {
+        let _one_at_a_time = self.dumping.lock().await;
+        let dump = start(&self.handle);
         let collected = dump.try_fold(Vec::new(), |mut all, message| {
             all.extend(convert(message));
             std::future::ready(Ok(all))

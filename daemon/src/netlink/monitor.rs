@@ -107,14 +107,12 @@ impl Monitor {
     /// # Errors
     ///
     /// If the kernel gives no socket or no list of routes.
-    pub async fn start(
-        netlink: Netlink,
-        overlay: watch::Receiver<Vec<IpNet>>,
-    ) -> Result<Self, NetlinkError> {
+    pub async fn start(overlay: watch::Receiver<Vec<IpNet>>) -> Result<Self, NetlinkError> {
         let socket =
             subscribe().map_err(|error| NetlinkError::new("watch for network changes", error))?;
         let mut monitor = Self {
-            netlink,
+            // Its own connection: a list of 100,000 routes that somebody else asked for must not hold us up.
+            netlink: Netlink::connect()?,
             socket,
             overlay,
             ignored: BTreeSet::new(),

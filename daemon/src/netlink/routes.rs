@@ -82,8 +82,12 @@ impl Netlink {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RouteMessage::default();
             request.header.address_family = family;
-            let dump = self.handle.route().get(request).execute();
-            all.extend(Self::dump("list routes", dump, |message| parse(&message)).await?);
+            let routes = self.dump(
+                "list routes",
+                |handle| handle.route().get(request).execute(),
+                |message| parse(&message),
+            );
+            all.extend(routes.await?);
         }
         Ok(all)
     }

@@ -273,7 +273,11 @@ fn clash_with_the_host_is_found_before_anything_is_changed() {
             .await
             .unwrap();
         let host = netlink.host().await.unwrap();
-        let clashes = clash::find(&[net("10.77.0.2/32"), net("10.78.0.2/32")], &host, &BTreeSet::new());
+        let clashes = clash::find(
+            &[net("10.77.0.2/32"), net("10.78.0.2/32")],
+            &host,
+            &BTreeSet::new(),
+        );
         let texts: Vec<String> = clashes.iter().map(Clash::to_string).collect();
         assert_eq!(
             texts,
@@ -282,6 +286,24 @@ fn clash_with_the_host_is_found_before_anything_is_changed() {
             ]
         );
         assert!(clash::find(&[net("fd00:1::/64")], &host, &BTreeSet::new()).is_empty());
+    });
+}
+
+#[test]
+fn lists_can_be_asked_for_at_the_same_time() {
+    sandbox::run(async || {
+        let netlink = Netlink::connect().unwrap();
+        let (_device, index) = tun("mesh-home");
+        let address = [net("10.0.0.1/32")];
+        netlink.configure_interface(index, &address).await.unwrap();
+        let destinations: Vec<IpNet> = (0..2_000u32)
+            .map(|n| net(&format!("10.1.{}.{}/32", n / 256, n % 256)))
+            .collect();
+        let routes = into_tun(index, &destinations);
+        netlink.add_routes(routes).await.unwrap();
+        let (a, b, c) = tokio::join!(netlink.routes(), netlink.host(), netlink.links());
+        assert_eq!(a.unwrap(), b.unwrap().routes);
+        c.unwrap();
     });
 }
 
@@ -301,7 +323,7 @@ fn addresses_default_routes_and_carriers_are_changes() {
         let netlink = Netlink::connect().unwrap();
         let eth0 = card(&netlink, "eth0", &["198.51.100.2/24"]).await;
         let (_overlay, receiver) = watch::channel(vec![net("10.77.0.0/24")]);
-        let mut monitor = Monitor::start(netlink.clone(), receiver).await.unwrap();
+        let mut monitor = Monitor::start(receiver).await.unwrap();
         assert_eq!(next(&mut monitor).await.unwrap(), ["198.51.100.2"]);
         assert_eq!(next(&mut monitor).await, None);
 
@@ -338,7 +360,7 @@ fn lost_carrier_of_a_link_is_a_change() {
         card(&netlink, "wifi0", &["198.51.100.2/24"]).await;
         let access_point = index_of("wifi0-sw");
         let (_overlay, receiver) = watch::channel(Vec::new());
-        let mut monitor = Monitor::start(netlink.clone(), receiver).await.unwrap();
+        let mut monitor = Monitor::start(receiver).await.unwrap();
         assert_eq!(next(&mut monitor).await.unwrap(), ["198.51.100.2"]);
         set_link(&netlink, access_point, false).await;
         assert_eq!(next(&mut monitor).await.unwrap(), [""; 0]);
@@ -353,7 +375,7 @@ fn our_own_doings_and_other_tunnels_are_no_change() {
         let netlink = Netlink::connect().unwrap();
         card(&netlink, "eth0", &["198.51.100.2/24"]).await;
         let (_overlay, receiver) = watch::channel(Vec::new());
-        let mut monitor = Monitor::start(netlink.clone(), receiver).await.unwrap();
+        let mut monitor = Monitor::start(receiver).await.unwrap();
         next(&mut monitor).await.unwrap();
 
         let (device, index) = tun("mesh-home");
@@ -385,7 +407,7 @@ fn storm_of_changes_is_taken_together_and_its_end_is_not_missed() {
         let netlink = Netlink::connect().unwrap();
         let eth0 = card(&netlink, "eth0", &[]).await;
         let (_overlay, receiver) = watch::channel(Vec::new());
-        let mut monitor = Monitor::start(netlink.clone(), receiver).await.unwrap();
+        let mut monitor = Monitor::start(receiver).await.unwrap();
         next(&mut monitor).await.unwrap();
         let (sender, mut changes) = tokio::sync::mpsc::unbounded_channel();
         tokio::spawn(async move {

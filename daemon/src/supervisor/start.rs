@@ -49,7 +49,7 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
     let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
     tokio::spawn(pass_on(data.outputs, Arc::clone(&dialer), events));
     let (overlay, overlay_watch) = watch::channel(Vec::new());
-    let monitor = Monitor::start(netlink.clone(), overlay_watch).await?;
+    let monitor = Monitor::start(overlay_watch).await?;
     let addresses = follow_addresses(monitor, data.handle.clone()).await;
     let mut supervisor = Supervisor {
         host: Host {
