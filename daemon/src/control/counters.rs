@@ -27,14 +27,17 @@ impl Counters {
         self.too_many.fetch_add(1, Relaxed);
     }
 
-    /// Adds what was counted to the drops of a status.
+    /// Adds what was counted to the drops of a status, which leaves out what never occurred.
     pub(super) fn report(&self, drops: &mut BTreeMap<String, u64>) {
         for (name, counter) in [
             ("control_malformed", &self.malformed),
             ("control_silent", &self.silent),
             ("control_too_many", &self.too_many),
         ] {
-            drops.insert(name.to_owned(), counter.load(Relaxed));
+            let count = counter.load(Relaxed);
+            if count > 0 {
+                drops.insert(name.to_owned(), count);
+            }
         }
     }
 }

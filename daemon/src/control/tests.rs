@@ -64,7 +64,7 @@ impl Fixture {
         let connection = self.client().await;
         let mesh = proxy(&connection).await;
         let status: Status = serde_json::from_str(&mesh.status().await.unwrap()).unwrap();
-        status.drops[reason]
+        status.drops.get(reason).copied().unwrap_or(0)
     }
 
     /// Waits until so many were dropped for a reason.

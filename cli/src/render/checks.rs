@@ -1,0 +1,101 @@
+//! What `meshctl netcheck` and `meshctl reload` print.
+
+use mesh_bus::{Netcheck, Reloaded};
+
+use super::units::latency;
+
+/// The report, one finding on a line.
+pub(crate) fn netcheck(found: &Netcheck) -> String {
+    let address = |address: Option<std::net::SocketAddr>| {
+        address.map_or("-".to_owned(), |address| address.to_string())
+    };
+    let mut text = format!(
+        "UDP:        {}\nIPv4:       {}\nIPv6:       {}\nMapping:    {}\nFiltering:  {}\n",
+        if found.udp { "yes" } else { "no" },
+        address(found.ipv4),
+        address(found.ipv6),
+        found.mapping,
+        found.filtering,
+    );
+    if found.relays.is_empty() {
+        text.push_str("Relays:     none configured\n");
+        return text;
+    }
+    text.push_str("Relays:\n");
+    for relay in &found.relays {
+        let reached = match (relay.rtt_ms, &relay.via) {
+            (Some(rtt), Some(via)) => format!("{} over {via}", latency(rtt)),
+            (Some(rtt), None) => latency(rtt),
+            (None, _) => "no answer".to_owned(),
+        };
+        text.push_str(&format!("  {}  {reached}\n", relay.url));
+    }
+    text
+}
+
+/// What became of each network.
+pub(crate) fn reloaded(reloaded: &Reloaded) -> String {
+    let parts: Vec<String> = [
+        ("added", &reloaded.added),
+        ("removed", &reloaded.removed),
+        ("changed", &reloaded.changed),
+        ("unchanged", &reloaded.unchanged),
+    ]
+    .into_iter()
+    .filter(|(_, names)| !names.is_empty())
+    .map(|(what, names)| format!("{what}: {}", names.join(", ")))
+    .collect();
+    if parts.is_empty() {
+        "no networks".to_owned()
+    } else {
+        parts.join("; ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_bus::{NatBehaviour, RelayLatency};
+
+    use super::*;
+
+    #[test]
+    fn a_netcheck_is_readable() {
+        let relay = |rtt_ms: Option<f64>, via: Option<&str>| RelayLatency {
+            url: "mesh://rrr@203.0.113.9:443".to_owned(),
+            rtt_ms,
+            via: via.map(str::to_owned),
+        };
+        let mut found = Netcheck {
+            network: "home".to_owned(),
+            udp: true,
+            ipv4: Some("203.0.113.7:41820".parse().unwrap()),
+            ipv6: None,
+            mapping: NatBehaviour::EndpointIndependent,
+            filtering: NatBehaviour::Unknown,
+            relays: vec![relay(Some(20.46), Some("udp")), relay(None, None)],
+        };
+        assert_eq!(
+            netcheck(&found),
+            "UDP:        yes\n\
+             IPv4:       203.0.113.7:41820\n\
+             IPv6:       -\n\
+             Mapping:    endpoint-independent\n\
+             Filtering:  unknown\n\
+             Relays:\n  mesh://rrr@203.0.113.9:443  20.5 ms over udp\n  mesh://rrr@203.0.113.9:443  no answer\n"
+        );
+        found.relays.clear();
+        assert!(netcheck(&found).ends_with("Relays:     none configured\n"));
+    }
+
+    #[test]
+    fn a_reload_says_what_became_of_each_network() {
+        let mut result = Reloaded {
+            changed: vec!["home".to_owned(), "lab".to_owned()],
+            unchanged: vec!["work".to_owned()],
+            ..Reloaded::default()
+        };
+        assert_eq!(reloaded(&result), "changed: home, lab; unchanged: work");
+        result = Reloaded::default();
+        assert_eq!(reloaded(&result), "no networks");
+    }
+}

@@ -1,0 +1,11 @@
+//! From documents to text for people.
+
+mod checks;
+mod pings;
+mod status;
+mod style;
+mod units;
+
+pub(crate) use checks::{netcheck, reloaded};
+pub(crate) use pings::{ping_summary, pong};
+pub(crate) use status::status;
