@@ -16,4 +16,6 @@ pub mod sockets;
 pub mod state;
 pub mod supervisor;
 #[cfg(test)]
+mod sandbox;
+#[cfg(test)]
 mod testing;

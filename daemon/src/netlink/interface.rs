@@ -38,6 +38,12 @@ impl Netlink {
         Self::bounded("start the interface", self.handle.link().set(up).execute()).await
     }
 
+    /// Deletes an interface, as an administrator might.
+    #[cfg(test)]
+    pub(crate) async fn delete_link(&self, index: u32) {
+        self.handle.link().del(index).execute().await.unwrap();
+    }
+
     /// Adds an address; it is fine if it is there.
     ///
     /// # Errors

@@ -12,8 +12,6 @@ pub mod links;
 pub mod monitor;
 pub mod routes;
 #[cfg(test)]
-mod sandbox;
-#[cfg(test)]
 mod tests;
 
 use std::future::Future;

@@ -15,7 +15,8 @@ use super::guard::guards;
 use super::links::LinkKind;
 use super::monitor::Monitor;
 use super::routes::{OwnRoute, PROTOCOL, Target};
-use super::{Netlink, sandbox};
+use super::Netlink;
+use crate::sandbox;
 
 const MTU: u16 = 1280;
 

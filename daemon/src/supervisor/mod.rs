@@ -17,6 +17,8 @@ mod start;
 mod status;
 mod stop;
 mod systemd;
+#[cfg(test)]
+mod tests;
 mod update;
 mod wireguard;
 

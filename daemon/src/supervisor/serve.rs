@@ -97,7 +97,7 @@ impl Supervisor {
     }
 
     /// Passes news of the data plane on.
-    async fn notice(&mut self, news: FromData) {
+    pub(super) async fn notice(&mut self, news: FromData) {
         match news {
             FromData::Event(event) => self.announce(event),
             FromData::TunLost(index) => {

@@ -7,7 +7,7 @@ use nix::sched::{CloneFlags, unshare};
 /// Runs `test` in a network namespace of its own, with `lo` down; skips it, loudly, when not root.
 ///
 /// The namespace belongs to a thread that ends here: a Tokio worker must never change its namespace.
-pub(super) fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
+pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("SKIPPED: needs root for a network namespace");
         return;
