@@ -75,15 +75,15 @@ impl AsyncUdpSocket for QuicSocket {
                         continue;
                     };
                     buffer.copy_from_slice(&datagram.bytes);
-                    let mut one = RecvMeta::default();
-                    one.addr = datagram.from;
-                    one.len = len;
-                    one.stride = len;
-                    one.ecn = datagram
-                        .ecn
-                        .and_then(|ecn| EcnCodepoint::from_bits(ecn as u8));
-                    one.dst_ip = datagram.to;
-                    meta[received] = one;
+                    meta[received] = RecvMeta {
+                        addr: datagram.from,
+                        len,
+                        stride: len,
+                        ecn: datagram
+                            .ecn
+                            .and_then(|ecn| EcnCodepoint::from_bits(ecn as u8)),
+                        dst_ip: datagram.to,
+                    };
                     received += 1;
                 }
                 Poll::Ready(None) if received == 0 => {

@@ -13,6 +13,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use quinn::{Endpoint, Incoming, TokioRuntime, VarInt};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 
 use crate::config::Config;
@@ -37,9 +38,9 @@ const INCOMING_TOTAL_BYTES: u64 = 4 * 1024 * 1024;
 const ADDRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the counters are logged at most.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(60);
-/// How long clients may take to be told that the relay stops, and then the last packets to leave.
-const STOP_TIMEOUT: Duration = Duration::from_millis(700);
-const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long clients may take to be told that the relay stops, and then the last packets of each endpoint to leave.
+const STOP_TIMEOUT: Duration = Duration::from_millis(600);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// A relay whose sockets are open.
 #[derive(Debug)]
@@ -150,53 +151,39 @@ impl Relay {
     /// # Errors
     /// If the data thread cannot be started or fails.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let (thread, stop, mut failed) = self.start_pump()?;
+        let (pump, mut failed) = self.start_pump()?;
         // Each task has a clone; when all of them are gone, every client is.
         let (busy, mut idle) = mpsc::channel::<()>(1);
         let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        let mut acceptors = JoinSet::new();
         for (listener, endpoint) in self.endpoints.iter().enumerate() {
-            let accept = Acceptor {
+            let acceptor = Acceptor {
                 shared: Arc::clone(&self.shared),
                 listener: listener as u16,
                 handshakes: Arc::clone(&handshakes),
                 busy: busy.clone(),
             };
-            tokio::spawn(accept.run(endpoint.clone()));
+            acceptors.spawn(acceptor.run(endpoint.clone()));
         }
         drop(busy);
-        let upkeep = upkeep(&self.shared);
         tokio::select! {
             () = shutdown => {}
-            () = upkeep => {}
+            () = upkeep(&self.shared) => {}
             result = &mut failed => return result.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())),
         }
-        for endpoint in &self.endpoints {
-            endpoint.set_server_config(None);
-        }
+        acceptors.shutdown().await;
         self.shared.with(|server, _| server.stop());
-        let told = async {
-            for endpoint in &self.endpoints {
-                endpoint.wait_idle().await;
-            }
-        };
-        let _ = timeout(STOP_TIMEOUT, told).await;
+        let _ = timeout(STOP_TIMEOUT, idle.recv()).await;
         for endpoint in &self.endpoints {
             endpoint.close(VarInt::from_u32(0), b"the relay stops");
+            let _ = timeout(FLUSH_TIMEOUT, endpoint.wait_idle()).await;
         }
-        let _ = timeout(FLUSH_TIMEOUT, idle.recv()).await;
-        stop.write(1)?;
-        let _ = thread.join();
+        drop(pump);
         failed.await.unwrap_or(Ok(()))
     }
 
     /// Starts the data thread. The receiver tells its result when it ends.
-    fn start_pump(
-        &self,
-    ) -> io::Result<(
-        JoinHandle<()>,
-        Arc<EventFd>,
-        oneshot::Receiver<io::Result<()>>,
-    )> {
+    fn start_pump(&self) -> io::Result<(PumpThread, oneshot::Receiver<io::Result<()>>)> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let stop = Arc::new(EventFd::from_value_and_flags(0, flags)?);
         let (done, failed) = oneshot::channel();
@@ -211,7 +198,29 @@ impl Relay {
                 // Whoever waited for the result may be gone.
                 let _ = done.send(pump.run());
             })?;
-        Ok((thread, stop, failed))
+        Ok((
+            PumpThread {
+                thread: Some(thread),
+                stop,
+            },
+            failed,
+        ))
+    }
+}
+
+/// The data thread; dropping this ends it.
+struct PumpThread {
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<EventFd>,
+}
+
+impl Drop for PumpThread {
+    fn drop(&mut self) {
+        // Only a full counter is refused, and then the thread is stopping already.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 
