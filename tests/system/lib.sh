@@ -78,7 +78,8 @@ expect_text() {
 
 # expect_equal WHAT ACTUAL WANTED
 expect_equal() {
-  [ "$2" = "$3" ] || fail "$1: got '$2', wanted '$3'"
+  [ "$2" = "$3" ] || fail "$1: wanted (-), got (+):
+$(diff --unified=0 <(echo "$3") <(echo "$2") | tail -n +4 || true)"
   ok "$1"
 }
 
@@ -99,6 +100,17 @@ property() {
 
 is_active() {
   [ "$(property "$1" ActiveState)" = active ]
+}
+
+# The network is as it was found.
+expect_clean() {
+  local tries
+  # A unit that was stopped with meshd, after it, may still be at it.
+  for tries in $(seq 50); do
+    [ "$(network_state)" != "$network_before" ] || break
+    sleep 0.1
+  done
+  expect_equal "$1" "$(network_state)" "$network_before"
 }
 
 # What the container has beside the packages: must be the same before and after.

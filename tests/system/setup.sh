@@ -10,7 +10,19 @@ packages=systemd,systemd-sysv,dbus,polkitd,libpam-systemd,iproute2,procps,iputil
 tarball=$cache/rootfs.tar
 recipe="bookworm minbase $packages"
 
-"$here/../setup.sh" build package
+"$here/../setup.sh" package
+if ! command -v nix-instantiate >/dev/null; then
+  echo "setup: installing nix-bin"
+  # A private archive directory: concurrent runs of apt delete each other's downloads.
+  archives=$(mktemp -d)
+  mkdir "$archives/partial"
+  chmod -R 755 "$archives"
+  apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Dir::Cache::archives="$archives"
+    -o APT::Sandbox::User=root)
+  "${apt[@]}" update
+  "${apt[@]}" install --no-install-recommends nix-bin >/dev/null
+  rm -rf "$archives"
+fi
 
 if [ -e "$tarball" ] && [ "$(cat "$tarball.recipe" 2>/dev/null)" = "$recipe" ]; then
   exit 0
