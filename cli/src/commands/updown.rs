@@ -36,12 +36,12 @@ pub(super) async fn up(
             first_answer(client, &network.name, wait).await?;
         }
     }
-    tell(json, &names, "is up", "nothing to bring up")
+    tell(json, &names, "is up", "every network is up already")
 }
 
 pub(super) async fn down(client: &Client, json: bool, name: String) -> Result<(), Failure> {
     let names = call(client.mesh().down(&name)).await?;
-    tell(json, &names, "is down", "nothing to take down")
+    tell(json, &names, "is down", "every network is down already")
 }
 
 fn tell(json: bool, names: &[String], done: &str, nothing: &str) -> Result<(), Failure> {

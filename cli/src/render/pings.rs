@@ -35,7 +35,7 @@ pub(crate) fn ping_summary(peer: &str, sent: u32, rtts: &[f64]) -> String {
         let most = rtts.iter().copied().fold(0.0, f64::max);
         let mean = rtts.iter().sum::<f64>() / answered as f64;
         text.push_str(&format!(
-            "; round trip least {}, mean {}, most {}",
+            "; round trip min {}, avg {}, max {}",
             latency(least),
             latency(mean),
             latency(most)
@@ -96,7 +96,7 @@ mod tests {
     fn the_summary_counts_what_was_lost() {
         assert_eq!(
             ping_summary("bob", 3, &[12.0, 10.0]),
-            "--- bob ---\n3 sent, 2 answered, 33% lost; round trip least 10.0 ms, mean 11.0 ms, most 12.0 ms"
+            "--- bob ---\n3 sent, 2 answered, 33% lost; round trip min 10.0 ms, avg 11.0 ms, max 12.0 ms"
         );
         assert_eq!(
             ping_summary("bob", 1, &[]),
