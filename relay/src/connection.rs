@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::identity::NodeId;
+use mesh_core::limits;
 use mesh_core::relay::server::ConnId;
 use mesh_core::wire::relay::{ClientMessage, Framer};
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::shared::{Closing, Handle, Shared, location};
 use crate::tls;
@@ -145,6 +146,7 @@ impl Client<'_> {
     /// Feeds the server until the stream ends or carries nonsense.
     async fn read(&self, mut recv: RecvStream) {
         let mut framer = Framer::default();
+        let mut pace = Pace::default();
         let mut buffer = [0; READ_BYTES];
         while let Ok(Some(len)) = recv.read(&mut buffer).await {
             let (remote, local) = location(self.listener, &self.connection);
@@ -155,7 +157,10 @@ impl Client<'_> {
             let mut input = &buffer[..len];
             loop {
                 let message = match framer.next(&mut input) {
-                    Ok(Some(body)) => ClientMessage::decode(body),
+                    Ok(Some(body)) => {
+                        pace.wait().await;
+                        ClientMessage::decode(body)
+                    }
                     Ok(None) => break,
                     Err(error) => Err(error),
                 };
@@ -180,6 +185,28 @@ impl Client<'_> {
             || "it ended the control stream".to_owned(),
             |reason| reason.to_string(),
         )
+    }
+}
+
+/// Slows down a client that says more than the server listens to. Checking the keys in its messages is what costs; while
+/// they are not read, QUIC's flow control makes it wait.
+#[derive(Default)]
+struct Pace {
+    /// When the client may have said all that it has said, at the rate that it is allowed.
+    due: Option<Instant>,
+}
+
+impl Pace {
+    /// Waits until one more message may be read.
+    async fn wait(&mut self) {
+        let (rate, burst) = limits::RELAY_MESSAGES;
+        let now = Instant::now();
+        let each = Duration::from_secs(1) / rate as u32;
+        let due = self.due.map_or(now, |due| due.max(now)) + each;
+        self.due = Some(due);
+        if let Some(early) = due.checked_duration_since(now + each * burst as u32) {
+            tokio::time::sleep(early).await;
+        }
     }
 }
 

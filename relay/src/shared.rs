@@ -14,6 +14,9 @@ use crate::sockets::Listener;
 /// Time passes from here on: an [`Instant`] must not lie before a deadline that was put before it.
 const ORIGIN: Duration = Duration::from_secs(60);
 
+/// Clients that are looked after while the server is locked once.
+const ADDRESSES_AT_ONCE: usize = 128;
+
 /// Tells a connection's task to end: what to send last, and why.
 pub(crate) type Closing = (Vec<u8>, CloseReason);
 
@@ -121,12 +124,15 @@ impl Shared {
             .iter()
             .map(|(conn, handle)| (*conn, location(handle.listener, &handle.connection)))
             .collect();
-        self.with(|server, now| {
-            for (conn, (remote, local)) in known {
-                server.set_local(conn, local);
-                server.handle_address(now, conn, remote);
-            }
-        });
+        // The data thread waits while the server is locked.
+        for some in known.chunks(ADDRESSES_AT_ONCE) {
+            self.with(|server, now| {
+                for &(conn, (remote, local)) in some {
+                    server.set_local(conn, local);
+                    server.handle_address(now, conn, remote);
+                }
+            });
+        }
     }
 
     fn handles(&self) -> MutexGuard<'_, HashMap<ConnId, Handle>> {

@@ -117,7 +117,7 @@ impl Port {
     ) -> io::Result<usize> {
         let received = self.state.recv((&self.socket).into(), buffers, meta)?;
         for meta in &mut meta[..received] {
-            meta.addr = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
+            meta.addr = canonical(meta.addr);
             meta.dst_ip = meta.dst_ip.map(|ip| ip.to_canonical());
         }
         Ok(received)
@@ -184,6 +184,14 @@ impl Port {
 impl AsFd for Port {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// IPv4 out of its IPv6 form. A link-local address keeps its scope, without which nothing can be sent back.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.into(), address.port()),
+        IpAddr::V6(_) => address,
     }
 }
 

@@ -5,8 +5,10 @@
 mod common;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use common::{Client, Host, TestRelay, config, node, within};
+use mesh_core::limits;
 use mesh_core::relay::server::{Access, DropReason};
 use mesh_core::wire::relay::{ClientMessage, Frame, Refusal, ServerMessage, parse_frame};
 use mesh_core::wire::stun;
@@ -334,7 +336,7 @@ async fn a_stopping_relay_tells_its_clients_and_is_quick() {
         assert_eq!(last, [ServerMessage::Draining]);
         assert_eq!(reason, "the relay stops");
     }
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     relay.stop().await;
     assert!(started.elapsed().as_secs() < 2);
 }
@@ -349,6 +351,21 @@ async fn nonsense_on_the_control_stream_ends_that_connection_only() {
     let (_, reason) = bad.closed().await;
     assert_eq!(reason, "the client sent a malformed message");
     good.ping(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_says_too_much_is_slowed_down_and_loses_nothing() {
+    let relay = TestRelay::open();
+    let mut client = Client::new(&relay, 1).await;
+    let (rate, burst) = limits::RELAY_MESSAGES;
+    let more = rate / 4;
+    let started = Instant::now();
+    for nonce in 0..burst + more {
+        client.ping(nonce).await;
+    }
+    let least = Duration::from_millis(1_000 * more / rate - 50);
+    assert!(started.elapsed() >= least, "{:?}", started.elapsed());
+    assert_eq!(relay.stats().dropped(DropReason::MessageLimit), 0);
 }
 
 #[tokio::test(start_paused = true)]
