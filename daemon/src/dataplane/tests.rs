@@ -6,11 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command as Program;
 
-use mesh_core::engine::PeerSetup;
-use mesh_core::identity::{Identity, NetworkId};
+use mesh_core::engine::{PathKind, PeerSetup};
+use mesh_core::identity::{Identity, NetworkId, RelayUrl};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::*;
+use crate::relays::RelayDialer;
 use crate::sockets::Family;
 
 const NETWORK: NetworkIndex = NetworkIndex(9);
@@ -28,7 +29,7 @@ fn overlay(seed: u8) -> IpAddr {
     Ipv4Addr::new(10, 77, 0, seed).into()
 }
 
-fn setup(seed: u8, peer: u8, endpoints: Vec<SocketAddr>) -> NetworkSetup {
+fn setup(seed: u8, peer: u8, endpoints: Vec<SocketAddr>, relays: Vec<RelayUrl>) -> NetworkSetup {
     NetworkSetup {
         name: "home".to_owned(),
         id: NetworkId::from_name("home"),
@@ -42,7 +43,7 @@ fn setup(seed: u8, peer: u8, endpoints: Vec<SocketAddr>) -> NetworkSetup {
             psk: None,
             endpoints,
         }],
-        relays: Vec::new(),
+        relays,
     }
 }
 
@@ -88,24 +89,30 @@ impl Namespace {
 /// A host with a data plane and the interface `mesh`.
 struct Host {
     namespace: Namespace,
+    sockets: Arc<Sockets>,
     started: Started,
     seed: u8,
 }
 
 impl Host {
     fn new(namespace: Namespace, seed: u8) -> Self {
-        let started = namespace.enter(|| {
-            let sockets = Arc::new(Sockets::bind(41_820).unwrap());
-            DataPlane::start([seed; 32], sockets).unwrap()
-        });
+        let sockets = namespace.enter(|| Arc::new(Sockets::bind(41_820).unwrap()));
+        let started = DataPlane::start([seed; 32], Arc::clone(&sockets)).unwrap();
         Self {
             namespace,
+            sockets,
             started,
             seed,
         }
     }
 
+    /// Knows the peer's address.
     async fn join(&self, peer: u8, endpoints: Vec<SocketAddr>) {
+        self.run(setup(self.seed, peer, endpoints, Vec::new()))
+            .await;
+    }
+
+    async fn run(&self, setup: NetworkSetup) {
         let tun = self.namespace.enter(|| {
             tun_rs::DeviceBuilder::new()
                 .name("mesh")
@@ -113,7 +120,6 @@ impl Host {
                 .build_sync()
                 .unwrap()
         });
-        let setup = setup(self.seed, peer, endpoints);
         let handle = &self.started.handle;
         handle.add_network(NETWORK, setup, tun).await.unwrap();
         self.namespace
@@ -127,7 +133,7 @@ impl Host {
 }
 
 /// Two hosts on one cable, or nothing, loudly, when not root.
-async fn two_hosts() -> Option<(Host, Host)> {
+fn cable() -> Option<(Host, Host)> {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("SKIPPED: needs root for network namespaces");
         return None;
@@ -141,7 +147,12 @@ async fn two_hosts() -> Option<(Host, Host)> {
         namespace.ip(&format!("addr add {address} dev cable"));
         namespace.ip("link set cable up");
     }
-    let (a, b) = (Host::new(a, 1), Host::new(b, 2));
+    Some((Host::new(a, 1), Host::new(b, 2)))
+}
+
+/// Two hosts that are in a network, one of which knows where the other is.
+async fn two_hosts() -> Option<(Host, Host)> {
+    let (a, b) = cable()?;
     a.join(2, vec!["44.128.0.2:41820".parse().unwrap()]).await;
     b.join(1, Vec::new()).await;
     Some((a, b))
@@ -157,6 +168,63 @@ async fn an_overlay_ping_names_the_direct_path() {
     assert_eq!(pong.unwrap().via, "44.128.0.2:41820");
     let pong = b.started.handle.ping(NETWORK, key(1), wait).await.unwrap();
     assert_eq!(pong.unwrap().via, "44.128.0.1:41820");
+}
+
+/// Does what the supervisor does for a host that knows no more than a relay.
+async fn join_by_relay(mut host: Host, peer: u8, relay: RelayUrl) -> DataPlane {
+    let sockets = Arc::clone(&host.sockets);
+    let quic = std::mem::replace(&mut host.started.quic, mpsc::channel(1).1);
+    let mut outputs = std::mem::replace(&mut host.started.outputs, mpsc::channel(1).1);
+    let dialer = RelayDialer::new(sockets, quic, host.started.handle.clone()).unwrap();
+    dialer.set_identity(NETWORK, identity(host.seed));
+    tokio::spawn(async move {
+        while let Some(output) = outputs.recv().await {
+            if let FromData::Relay(id, action) = output {
+                dialer.handle(id, action);
+            }
+        }
+    });
+    host.run(setup(host.seed, peer, Vec::new(), vec![relay]))
+        .await;
+    let handle = host.started.handle.clone();
+    let ip = format!("44.128.0.{}", host.seed).parse().unwrap();
+    let address = HostAddress {
+        ip,
+        virtual_interface: false,
+    };
+    handle.local_addresses(vec![address]).await.unwrap();
+    handle
+}
+
+#[tokio::test]
+async fn two_hosts_find_each_other_by_a_relay_and_then_speak_directly() {
+    let Some((a, b)) = cable() else { return };
+    let config = "listen = [\"44.128.0.1:3443\"]\naccess = \"open\"\n";
+    let config = mesh_relay::config::Config::parse(config, "relay.toml".as_ref()).unwrap();
+    let runtime = tokio::runtime::Handle::current();
+    let relay = a.namespace.enter(|| {
+        let _runtime = runtime.enter();
+        mesh_relay::Relay::bind(&config, &identity(9)).unwrap()
+    });
+    tokio::spawn(relay.run(std::future::pending()));
+    let url = RelayUrl {
+        id: identity(9).id(),
+        host: "44.128.0.1".to_owned(),
+        port: 3_443,
+    };
+    let a = join_by_relay(a, 2, url.clone()).await;
+    let _b = join_by_relay(b, 1, url).await;
+    let mut kinds = Vec::new();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while kinds.last() != Some(&PathKind::Direct) && std::time::Instant::now() < deadline {
+        let wait = Duration::from_secs(2);
+        if let Some(pong) = a.ping(NETWORK, key(2), wait).await.unwrap() {
+            kinds.push(pong.kind);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(kinds.first(), Some(&PathKind::Relay), "{kinds:?}");
+    assert_eq!(kinds.last(), Some(&PathKind::Direct), "{kinds:?}");
 }
 
 fn noise(len: usize) -> Vec<u8> {
@@ -273,7 +341,7 @@ async fn an_index_in_use_is_refused_and_the_network_stays() {
     let error = a
         .started
         .handle
-        .add_network(NETWORK, setup(1, 2, Vec::new()), tun)
+        .add_network(NETWORK, setup(1, 2, Vec::new(), Vec::new()), tun)
         .await;
     assert!(matches!(error, Err(CommandError::Refused(_))));
     let wait = Duration::from_secs(5);
