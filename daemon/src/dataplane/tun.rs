@@ -38,7 +38,8 @@ pub(crate) enum Read {
 /// Buffers that a super-packet is read into and split into. Pages that are never written take no memory.
 pub(crate) struct TunInput {
     super_packet: Vec<u8>,
-    packets: Vec<[u8; PACKET_BYTES]>,
+    /// One after the other, [`PACKET_BYTES`] each.
+    packets: Vec<u8>,
     sizes: Vec<usize>,
 }
 
@@ -46,14 +47,15 @@ impl TunInput {
     pub(crate) fn new() -> Self {
         Self {
             super_packet: vec![0; SUPER_PACKET_BYTES],
-            packets: vec![[0; PACKET_BYTES]; MAX_SEGMENTS],
+            packets: vec![0; PACKET_BYTES * MAX_SEGMENTS],
             sizes: vec![0; MAX_SEGMENTS],
         }
     }
 
     /// The first `count` packets of the last read, with correct checksums.
     pub(crate) fn packets(&self, count: usize) -> impl Iterator<Item = &[u8]> {
-        self.packets
+        let (packets, _) = self.packets.as_chunks::<PACKET_BYTES>();
+        packets
             .iter()
             .zip(&self.sizes)
             .take(count)
@@ -93,12 +95,10 @@ impl TunPort {
 
     /// One read: a packet, or a super-packet split up.
     pub(crate) fn read(&self, input: &mut TunInput) -> Read {
-        let result = self.device.recv_multiple(
-            &mut input.super_packet,
-            &mut input.packets,
-            &mut input.sizes,
-            0,
-        );
+        let (packets, _) = input.packets.as_chunks_mut::<PACKET_BYTES>();
+        let result =
+            self.device
+                .recv_multiple(&mut input.super_packet, packets, &mut input.sizes, 0);
         match result {
             Ok(count) => Read::Packets(count),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Read::Empty,
