@@ -86,9 +86,8 @@ impl AsyncUdpSocket for QuicSocket {
                     };
                     received += 1;
                 }
-                Poll::Ready(None) if received == 0 => {
-                    return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-                }
+                // The relay is stopping: nothing more will come, which is no error.
+                Poll::Ready(None) if received == 0 => return Poll::Pending,
                 Poll::Pending if received == 0 => return Poll::Pending,
                 _ => break,
             }

@@ -242,6 +242,7 @@ async fn it_prints_its_line_serves_and_stops_on_sigterm() {
     );
     assert!(log.contains(printed.trim()), "{log}");
     assert!(log.contains("clients=1 "), "{log}");
+    assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
     assert!(log.lines().count() < 12, "{log}");
 }
 
