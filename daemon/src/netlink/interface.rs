@@ -1,6 +1,7 @@
 //! Our own TUN interfaces.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
@@ -8,6 +9,9 @@ use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, Link
 use rtnetlink::LinkUnspec;
 
 use super::{Netlink, NetlinkError};
+
+/// The kernel's IPv6 settings of each interface.
+const SETTINGS: &str = "/proc/sys/net/ipv6/conf";
 
 impl Netlink {
     /// Gives the interface its addresses and starts it.
@@ -48,7 +52,7 @@ impl Netlink {
     ///
     /// # Errors
     ///
-    /// If the kernel refuses, or if it has IPv6 disabled.
+    /// If the kernel refuses; for an IPv6 address see [`enable_ipv6`].
     pub async fn add_address(&self, index: u32, address: IpNet) -> Result<(), NetlinkError> {
         let mut request = self
             .handle
@@ -66,16 +70,6 @@ impl Netlink {
                 if source.kind() == std::io::ErrorKind::AlreadyExists =>
             {
                 Ok(())
-            }
-            Err(NetlinkError::Permission(_))
-                if address.addr().is_ipv6() && ipv6_disabled(index) =>
-            {
-                Err(NetlinkError::Refused {
-                    what,
-                    source: std::io::Error::other(
-                        "IPv6 is disabled for new interfaces; run: sysctl net.ipv6.conf.default.disable_ipv6=0",
-                    ),
-                })
             }
             result => result,
         }
@@ -112,12 +106,19 @@ impl Netlink {
     }
 }
 
-/// The kernel says only EACCES; the name of the interface is enough to ask it why.
-fn ipv6_disabled(index: u32) -> bool {
-    let Ok(name) = nix::net::if_::if_indextoname(index) else {
-        return false;
-    };
-    let name = name.to_string_lossy();
-    std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"))
-        .is_ok_and(|value| value.trim() == "1")
+/// Whether the host has IPv6 at all.
+pub fn host_has_ipv6() -> bool {
+    Path::new(SETTINGS).exists()
+}
+
+/// Sees to it that our interface `name` takes IPv6 addresses; false if it cannot.
+///
+/// Containers and some hosts disable IPv6 on every new interface. On ours it can do no harm; but where the settings are
+/// read-only there is nothing to be done about it.
+pub fn enable_ipv6(name: &str) -> bool {
+    let setting = Path::new(SETTINGS).join(name).join("disable_ipv6");
+    match std::fs::read_to_string(&setting) {
+        Ok(value) => value.trim() == "0" || std::fs::write(&setting, "0").is_ok(),
+        Err(_) => false,
+    }
 }

@@ -16,6 +16,7 @@ use super::secrets::{Secrets, load_identity};
 use crate::api::Notice;
 use crate::dataplane::DataPlane;
 use crate::netlink::clash::{self, Clash};
+use crate::netlink::interface::enable_ipv6;
 use crate::netlink::routes::OwnRoute;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::relays::RelayDialer;
@@ -59,6 +60,9 @@ pub(super) enum Phase {
 pub(super) struct Interface {
     /// The kernel's number of it.
     pub(super) link: u32,
+    /// Whether it takes IPv6 addresses.
+    pub(super) ipv6: bool,
+    /// What has been configured on it.
     pub(super) plan: Plan,
 }
 
@@ -139,14 +143,16 @@ impl Network {
         self.id = Some(id);
         let plan = Plan::new(&self.config, &id);
         self.check(host, &plan).await?;
+        let device = create_device(&self.config.interface).map_err(text)?;
+        let link = device.if_index().map_err(text)?;
+        let ipv6 = enable_ipv6(&self.config.interface);
         self.guards = plan.guards();
-        // They come before the interface, so that there is no moment without either.
+        // They come before the routes, so that there is no moment without either.
         host.netlink
             .add_routes(self.guards.iter().copied())
             .await
             .map_err(text)?;
-        let device = create_device(&self.config.interface).map_err(text)?;
-        let link = device.if_index().map_err(text)?;
+        let plan = plan.limited(ipv6);
         host.netlink
             .configure_interface(link, &plan.addresses)
             .await
@@ -162,7 +168,7 @@ impl Network {
             host.dialer.remove_identity(self.index);
             return Err(error.to_string());
         }
-        self.phase = Phase::Up(Interface { link, plan });
+        self.phase = Phase::Up(Interface { link, ipv6, plan });
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use mesh_core::engine::PeerKey;
 use mesh_core::identity::{NodeId, overlay_address, overlay_prefix};
 
 use crate::netlink::guard;
+use crate::netlink::interface::host_has_ipv6;
 use crate::netlink::routes::{OwnRoute, Target};
 
 /// See the module.
@@ -54,6 +55,15 @@ impl Plan {
         }
     }
 
+    /// What is left of it on an interface that may have no IPv6.
+    pub(super) fn limited(mut self, ipv6: bool) -> Self {
+        let fits = |net: &IpNet| ipv6 || net.addr().is_ipv4();
+        self.addresses.retain(fits);
+        self.destinations.retain(fits);
+        self.overlay.retain(fits);
+        self
+    }
+
     /// Everything that must not belong to anybody else on this host.
     pub(super) fn claims(&self) -> Vec<IpNet> {
         let own = self
@@ -77,7 +87,7 @@ impl Plan {
 
     /// What keeps packets for the overlay from going elsewhere while there is no interface.
     pub(super) fn guards(&self) -> BTreeSet<OwnRoute> {
-        guard::guards(&self.claims())
+        guard::guards(&self.clone().limited(host_has_ipv6()).claims())
     }
 }
 
@@ -138,6 +148,16 @@ mod tests {
         let (_, plan) = plan("10.77.0.1/32");
         assert!(!plan.overlay.contains(&net("192.168.50.0/24")));
         assert!(plan.overlay.contains(&net("10.77.0.1/32")));
+    }
+
+    #[test]
+    fn without_ipv6_the_ipv4_part_is_left() {
+        let (_, plan) = plan("10.77.0.1/32");
+        assert_eq!(plan.clone().limited(true), plan);
+        let limited = plan.limited(false);
+        assert_eq!(limited.addresses, [net("10.77.0.1/32")]);
+        let expected = BTreeSet::from([net("10.77.0.2/32"), net("192.168.50.0/24")]);
+        assert_eq!(limited.destinations, expected);
     }
 
     #[test]

@@ -25,6 +25,13 @@ pub(super) fn network(
     if let Phase::Failed(reason) = &network.phase {
         health.push(reason.clone());
     }
+    if network.interface().is_some_and(|interface| !interface.ipv6) {
+        health.push(format!(
+            "IPv6 is disabled on {0}, so peers are reached by their IPv4 addresses only; \
+             run: sysctl net.ipv6.conf.default.disable_ipv6=0, then: meshctl down {1} && meshctl up {1}",
+            network.config.interface, network.config.name
+        ));
+    }
     health.extend(
         running
             .into_iter()

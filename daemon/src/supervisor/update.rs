@@ -40,12 +40,18 @@ impl Network {
 
     /// Changes what is different. New things come before old ones go, so that nothing that stays is ever missing.
     async fn update(&mut self, host: &Host, secrets: Secrets) -> Result<(), String> {
-        let Phase::Up(Interface { link, plan: old }) = &self.phase else {
+        let Some(&Interface {
+            link,
+            ipv6,
+            plan: ref old,
+        }) = self.interface()
+        else {
             return Err("it is not up".to_owned());
         };
-        let (link, old) = (*link, old.clone());
+        let old = old.clone();
         let new = Plan::new(&self.config, &secrets.identity.id());
         let guards = new.guards();
+        let new = new.limited(ipv6);
         let (routes, old_routes) = (new.routes(link), old.routes(link));
         let old_guards = self.guards.clone();
         self.guards.extend(guards.iter().copied());
@@ -80,7 +86,11 @@ impl Network {
         };
         result.await.map_err(|error| error.to_string())?;
         self.guards = guards;
-        self.phase = Phase::Up(Interface { link, plan: new });
+        self.phase = Phase::Up(Interface {
+            link,
+            ipv6,
+            plan: new,
+        });
         Ok(())
     }
 }
