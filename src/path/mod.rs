@@ -256,7 +256,7 @@ impl Path {
         }
         let last = self.last_probe.unwrap_or(self.created);
         match self.unanswered {
-            0 if relayed && self.rtt.is_none() => return Some(self.created),
+            0 if self.rtt.is_none() => return Some(self.created), // every path in use is measured once
             0 => {}
             1..MAX_UNANSWERED => return Some(last),
             _ => return (relayed || current).then_some(last + FAILED_INTERVAL),
