@@ -166,6 +166,7 @@ fn watch(a: &Node) -> Result<Seen> {
         let text = a.ctl_ok(&["status"])?;
         let has = |kind: &str| {
             text.lines()
+                .filter(|line| line.starts_with("b ")) // the peer's row, not the line of our home relay
                 .any(|line| line.split_whitespace().any(|word| word == kind))
         };
         if has("direct") {
