@@ -140,7 +140,10 @@ impl Sim {
         let (link, site) = self.connect(node, access);
         let rng = self.rng.fork();
         self.nodes[node.0].role = Role::Router(Router::edge(config, link, public_v4(site).into(), rng));
-        self.add_lan(node, site, 1);
+        let lan = self.add_lan(node, site, 1, config.nat.is_none());
+        if lan.is_public {
+            self.route(CORE, lan.v4(), link, Some(public_v4(site).into()));
+        }
         RouterId(node)
     }
 
@@ -154,17 +157,17 @@ impl Sim {
         self.attach(node, lan.link, own.into());
         let v6 = public_v6(lan.site, lan.subnet, 0x100 + u16::from(own.octets()[3]));
         self.attach(node, lan.link, v6.into());
-        self.default_routes(node, lan.link, Some(gateway(lan.depth)), Some(public_v6(lan.site, lan.subnet, 1)));
-        let inner = self.add_lan(node, lan.site, lan.depth + 1);
+        self.default_routes(node, lan.link, Some(lan.gateway()), Some(public_v6(lan.site, lan.subnet, 1)));
+        let inner = self.add_lan(node, lan.site, lan.depth + 1, false);
         self.route(outer.0, inner.v6(), lan.link, Some(v6.into()));
         RouterId(node)
     }
 
-    fn add_lan(&mut self, router: NodeIndex, site: u8, depth: u8) -> Lan {
+    fn add_lan(&mut self, router: NodeIndex, site: u8, depth: u8, is_public: bool) -> Lan {
         let link = self.add_link(LinkConfig::lan());
         let subnet = 1 + self.lans.values().filter(|lan| lan.site == site).count() as u8;
-        let lan = Lan { link, site, depth, subnet };
-        self.attach(router, link, gateway(depth).into());
+        let lan = Lan { link, site, depth, subnet, is_public };
+        self.attach(router, link, lan.gateway().into());
         self.attach(router, link, public_v6(site, subnet, 1).into());
         self.route(router, lan.v4(), link, None);
         self.route(router, lan.v6(), link, None);
@@ -196,7 +199,7 @@ impl Sim {
         let id = self.add_host(name);
         self.attach(id.0, lan.link, own.into());
         self.route(id.0, lan.v4(), lan.link, None);
-        self.default_routes(id.0, lan.link, Some(gateway(lan.depth)), None);
+        self.default_routes(id.0, lan.link, Some(lan.gateway()), None);
         id
     }
 
@@ -330,11 +333,6 @@ fn site_prefix(site: u8) -> IpNet {
     IpNet::new_assert(public_v6(site, 0, 0).into(), 48)
 }
 
-/// Every home has the same private prefix, as in the real world; a second NAT has another one inside.
-fn gateway(depth: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 168, depth, 1)
-}
-
 /// The network behind a router.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lan {
@@ -344,11 +342,21 @@ pub(super) struct Lan {
     depth: u8,
     /// Tells it from the other networks of the site.
     subnet: u8,
+    /// Nothing translates its addresses.
+    is_public: bool,
 }
 
 impl Lan {
+    /// Every home has the same private prefix, as in the real world; a second NAT has another one inside.
+    fn gateway(self) -> Ipv4Addr {
+        match self.is_public {
+            true => Ipv4Addr::new(44, 129, self.site, 1),
+            false => Ipv4Addr::new(192, 168, self.depth, 1),
+        }
+    }
+
     fn v4(self) -> IpNet {
-        IpNet::new_assert(gateway(self.depth).into(), 24).trunc()
+        IpNet::new_assert(self.gateway().into(), 24).trunc()
     }
 
     fn v6(self) -> IpNet {

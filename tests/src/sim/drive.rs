@@ -14,10 +14,11 @@ use super::world::{Event, HostId, Sim};
 impl Sim {
     pub(super) fn tell(&mut self, id: HostId, input: Input) {
         let addresses: Vec<IpAddr> = self.nodes[id.0.0].table.addresses.iter().map(|(_, ip)| *ip).collect();
-        let mut batches = std::mem::take(&mut self.batches);
+        // Taken and put back: they are large, and every host uses the same ones.
+        let mut batches = self.batches.take().unwrap_or_default();
         let now = self.now;
         let effects = self.host_mut(id).handle(now, input, &addresses, &mut batches);
-        self.batches = batches;
+        self.batches = Some(batches);
         self.apply(id, effects);
     }
 

@@ -77,10 +77,9 @@ pub struct Counters {
 /// What a host is in its network; survives restarts.
 #[derive(Debug, Clone)]
 pub struct Membership {
-    /// Seed of its key.
-    pub key: [u8; 32],
-    /// Name and source of the ID of the network.
-    pub network: String,
+    key: [u8; 32],
+    id: NodeId,
+    overlay: Ipv6Addr,
     /// Who it knows.
     pub peers: Vec<PeerEntry>,
     /// Relays it uses.
@@ -98,14 +97,29 @@ pub struct PeerEntry {
     pub endpoints: Vec<SocketAddr>,
 }
 
+/// Name of the network, and source of its ID.
+const NAME: &str = "home";
+
 impl Membership {
-    pub(super) fn identity(&self) -> Identity {
-        Identity::from_seed(Zeroizing::new(self.key))
+    /// Nobody's peer yet, with the key of this seed.
+    pub fn new(key: [u8; 32]) -> Self {
+        let id = identity(key).id();
+        Self {
+            key,
+            id,
+            overlay: overlay_address(&NetworkId::from_name(NAME), &id),
+            peers: Vec::new(),
+            relays: Vec::new(),
+        }
     }
 
-    /// The ID of the network.
-    pub fn network_id(&self) -> NetworkId {
-        NetworkId::from_name(&self.network)
+    /// The same member with another one's key.
+    pub fn with_key_of(&self, other: &Self) -> Self {
+        Self {
+            peers: self.peers.clone(),
+            relays: self.relays.clone(),
+            ..other.clone()
+        }
     }
 
     fn setup(&self) -> NetworkSetup {
@@ -118,14 +132,18 @@ impl Membership {
             endpoints: peer.endpoints.clone(),
         };
         NetworkSetup {
-            name: self.network.clone(),
-            id: self.network_id(),
-            identity: self.identity(),
+            name: NAME.to_owned(),
+            id: NetworkId::from_name(NAME),
+            identity: identity(self.key),
             addresses: Vec::new(),
             peers: self.peers.iter().map(peer).collect(),
             relays: self.relays.clone(),
         }
     }
+}
+
+fn identity(key: [u8; 32]) -> Identity {
+    Identity::from_seed(Zeroizing::new(key))
 }
 
 /// A host.
@@ -142,6 +160,8 @@ pub struct Host {
     pub paths: BTreeMap<PeerKey, Option<PathStatus>>,
     /// Datagrams that arrived while no engine was running, newest last: for tests without one.
     pub raw: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// A copy of datagrams that arrived, as many as were asked for.
+    pub(super) recorder: (usize, VecDeque<(SocketAddr, Vec<u8>)>),
     pub(super) engine: Option<Engine>,
     pub(super) dialled: BTreeMap<RelayHandle, Dialled>,
     /// Datagrams that arrived at this instant, to be coalesced as GRO does.
@@ -157,16 +177,12 @@ impl Host {
     pub(super) fn new(key: [u8; 32]) -> Self {
         Self {
             port: PORT,
-            membership: Membership {
-                key,
-                network: "home".to_owned(),
-                peers: Vec::new(),
-                relays: Vec::new(),
-            },
+            membership: Membership::new(key),
             counters: Counters::default(),
             events: VecDeque::new(),
             paths: BTreeMap::new(),
             raw: VecDeque::new(),
+            recorder: (0, VecDeque::new()),
             engine: None,
             dialled: BTreeMap::new(),
             inbox: Vec::new(),
@@ -178,12 +194,12 @@ impl Host {
 
     /// Its node ID.
     pub fn id(&self) -> NodeId {
-        self.membership.identity().id()
+        self.membership.id
     }
 
     /// Its overlay address.
     pub fn overlay(&self) -> Ipv6Addr {
-        overlay_address(&self.membership.network_id(), &self.id())
+        self.membership.overlay
     }
 
     /// The engine while it runs.
@@ -191,15 +207,13 @@ impl Host {
         self.engine.as_ref()
     }
 
-    /// Starts an engine that knows nothing of any earlier one.
-    pub(super) fn start(&mut self, now: Instant, seed: [u8; 32], addresses: &[IpAddr]) -> Effects {
+    /// Starts an engine that knows nothing of any earlier one; it wants [`Input::Addresses`] next.
+    pub(super) fn start(&mut self, now: Instant, seed: [u8; 32]) {
         set_virtual_clock(now);
         let mut engine = Engine::new(seed, now);
         let added = engine.add_network(now, NETWORK, self.membership.setup());
         assert!(added.is_ok(), "the engine refuses its network: {added:?}");
         self.engine = Some(engine);
-        self.paths.clear();
-        self.handle(now, Input::Addresses, addresses, &mut Batches::default())
     }
 
     /// Stops the engine without any farewell, as SIGKILL does.

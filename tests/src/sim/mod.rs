@@ -34,6 +34,7 @@ pub use link::{Link, LinkConfig};
 pub use log::{Entry, Flight, Log};
 pub use nat::{Allocation, Filtering, Firewall, Input, Mapping, Nat, NatConfig};
 pub use packet::Kind;
+pub use mesh_core::engine::PathKind;
 pub use relay::Relay;
 pub use rng::Rng;
 pub use router::{Router, RouterConfig};

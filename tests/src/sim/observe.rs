@@ -1,5 +1,6 @@
 //! What tests do to a running simulation, and what they ask it.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -15,12 +16,11 @@ impl Sim {
     /// Starts a host, or starts it anew: it remembers nothing but its configuration.
     pub fn start(&mut self, id: HostId) {
         let (now, seed) = (self.now(), self.rng.seed());
-        let addresses: Vec<_> = self.nodes[id.0.0].table.addresses.iter().map(|(_, ip)| *ip).collect();
         self.note(id.0, "starts".to_owned());
         let host = self.host_mut(id);
         host.stop();
-        let effects = host.start(now, seed, &addresses);
-        self.apply(id, effects);
+        host.start(now, seed);
+        self.tell(id, Input::Addresses);
     }
 
     /// Stops a host without any farewell.
@@ -127,6 +127,21 @@ impl Sim {
     pub fn send_forged(&mut self, from: HostId, source: SocketAddr, destination: SocketAddr, bytes: Vec<u8>) {
         let (ttl, body) = (DEFAULT_TTL, Body::Bytes(bytes));
         self.send(from.0, Packet { source, destination, ttl, body });
+    }
+
+    /// Keeps a copy of the next datagrams that arrive at a host, at most this many.
+    pub fn record(&mut self, host: HostId, count: usize) {
+        self.host_mut(host).recorder = (count, VecDeque::new());
+    }
+
+    /// What was recorded, oldest first, with the senders.
+    pub fn recorded(&self, host: HostId) -> Vec<(SocketAddr, Vec<u8>)> {
+        self.host(host).recorder.1.iter().cloned().collect()
+    }
+
+    /// The address of a relay.
+    pub fn relay_address(&self, relay: RelayId) -> SocketAddr {
+        SocketAddr::new(self.address(relay.0), super::relay::PORT)
     }
 
     /// Starts an overlay ping; see [`Self::pong`].

@@ -26,7 +26,7 @@ pub(super) type Outgoing = (u16, SocketAddr, Body);
 
 /// A relay.
 pub struct Relay {
-    key: [u8; 32],
+    id: NodeId,
     settings: Settings,
     server: Option<Server>,
     clients: BTreeMap<u64, Client>,
@@ -44,7 +44,7 @@ struct Client {
 impl Relay {
     pub(super) fn new(mut rng: Rng) -> Self {
         let mut relay = Self {
-            key: rng.seed(),
+            id: Identity::from_seed(Zeroizing::new(rng.seed())).id(),
             settings: Settings {
                 access: Access::Open,
                 alt_port: Some(ALT_PORT),
@@ -61,7 +61,7 @@ impl Relay {
 
     /// Its node ID.
     pub fn id(&self) -> NodeId {
-        Identity::from_seed(Zeroizing::new(self.key)).id()
+        self.id
     }
 
     /// Its address for configurations.

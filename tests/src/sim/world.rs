@@ -108,7 +108,7 @@ pub struct Sim {
     queue: BinaryHeap<Reverse<Scheduled>>,
     sequence: u64,
     pub(super) connections: u64,
-    pub(super) batches: Batches,
+    pub(super) batches: Option<Batches>,
     pub(super) log: Log,
     pub(super) rng: Rng,
     pub(super) nodes: Vec<Node>,
@@ -130,7 +130,7 @@ impl Sim {
             queue: BinaryHeap::new(),
             sequence: 0,
             connections: 0,
-            batches: Batches::default(),
+            batches: None,
             log: Log::default(),
             rng: Rng::new(seed),
             nodes: Vec::new(),
@@ -304,6 +304,11 @@ impl Sim {
         self.log.push(self.now, id.0.0, Entry::Received((&packet).into()));
         let Packet { source, body, .. } = packet;
         let host = self.host_mut(id);
+        if let Body::Bytes(bytes) = &body
+            && host.recorder.1.len() < host.recorder.0
+        {
+            host.recorder.1.push_back((source, bytes.clone()));
+        }
         match body {
             Body::Quic(frame) => self.quic_arrived(id, frame),
             Body::Bytes(bytes) if host.engine.is_none() => host.raw.push_back((source, bytes)),

@@ -1,0 +1,22 @@
+//! Scenarios for the whole core in virtual time: see `mesh_tests::sim` for what is real and what is modelled.
+//!
+//! A test that fails prints the seed of its run and the newest part of its log; `MESH_SIM_SEED=…` runs that seed alone.
+
+mod common;
+mod expectation;
+mod memory;
+
+mod blocked;
+mod clones;
+mod determinism;
+mod garbage;
+mod impairments;
+mod liveness;
+mod matrix;
+mod mappings;
+mod netcheck;
+mod random;
+mod relays;
+mod restarts;
+mod roaming;
+mod topologies;

@@ -1,0 +1,82 @@
+//! What a host finds out about its NAT.
+
+use mesh_core::engine::{Event, NetcheckReport};
+use mesh_core::nat;
+use mesh_tests::sim::{Filtering, LinkConfig, Mapping, NatConfig, Sim, Site, for_seeds};
+
+use crate::common::{home, secs};
+
+fn report(seed: u64, site: Site, relays: usize) -> NetcheckReport {
+    let mut sim = Sim::new(seed);
+    let relays: Vec<_> = (0..relays).map(|_| sim.add_relay(LinkConfig::access())).collect();
+    let host = sim.host_at("a", site).0;
+    sim.network(&[host], &relays);
+    sim.run_for(secs(3));
+    sim.netcheck(host, 1);
+    sim.run_for(secs(2));
+    let reports = sim.host(host).events.iter().filter_map(|(_, event)| match event {
+        Event::Netcheck { token: 1, report } => Some(report.clone()),
+        _ => None,
+    });
+    reports.last().expect("netcheck is answered")
+}
+
+fn truth(mapping: Mapping) -> nat::Mapping {
+    match mapping {
+        Mapping::Eim => nat::Mapping::EndpointIndependent,
+        Mapping::Adm => nat::Mapping::AddressDependent,
+        Mapping::Apdm => nat::Mapping::AddressAndPortDependent,
+    }
+}
+
+#[test]
+fn two_relays_tell_every_kind_of_mapping_and_port_dependent_filters() {
+    for_seeds(0..3, |seed| {
+        for mapping in [Mapping::Eim, Mapping::Adm, Mapping::Apdm] {
+            for filtering in [Filtering::Eif, Filtering::Adf, Filtering::Apdf] {
+                let report = report(seed, Site::nat(NatConfig::new(mapping, filtering)), 2);
+                assert!(report.udp);
+                assert_eq!(report.profile.mapping, truth(mapping), "{mapping:?}/{filtering:?}");
+                let by_port = report.profile.filtering == nat::Filtering::AddressAndPortDependent;
+                assert_eq!(by_port, filtering == Filtering::Apdf, "{mapping:?}/{filtering:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn one_relay_tells_port_dependent_mappings_and_claims_nothing_else() {
+    for_seeds(0..3, |seed| {
+        for (mapping, expected) in [
+            (Mapping::Eim, nat::Mapping::Unknown),
+            (Mapping::Adm, nat::Mapping::Unknown),
+            (Mapping::Apdm, nat::Mapping::AddressAndPortDependent),
+        ] {
+            let report = report(seed, Site::nat(NatConfig::new(mapping, Filtering::Apdf)), 1);
+            assert_eq!(report.profile.mapping, expected, "{mapping:?}");
+        }
+    });
+}
+
+#[test]
+fn a_host_sees_the_address_of_its_router_and_the_distance_of_its_relays() {
+    let report = report(1, home(), 2);
+    assert_eq!(report.ipv4.map(|address| address.port()), Some(41_820));
+    assert_eq!(report.relays.len(), 2);
+    for relay in report.relays {
+        // Two access lines of 10 ms each way, and the LAN.
+        let rtt = relay.rtt.map(|rtt| rtt.as_millis());
+        assert_eq!(rtt, Some(40));
+    }
+}
+
+#[test]
+fn a_lossy_line_is_not_taken_for_a_filter_or_a_changing_mapping() {
+    for_seeds(0..40, |seed| {
+        let site = Site::nat(NatConfig::new(Mapping::Eim, Filtering::Eif)).access(LinkConfig::bad());
+        let report = report(seed, site, 2);
+        assert_ne!(report.profile.mapping, nat::Mapping::AddressDependent);
+        assert_ne!(report.profile.mapping, nat::Mapping::AddressAndPortDependent);
+        assert_ne!(report.profile.filtering, nat::Filtering::AddressAndPortDependent);
+    });
+}
