@@ -221,7 +221,7 @@ fn wireguard(lab: &Lab, a: &Namespace, b: &Namespace) -> Result<[WireGuardGo; 2]
             devices[peer].public_key, WIREGUARD[peer], OUTER[peer]
         );
         devices[own].configure(&section)?;
-        devices[own].up(&[&format!("{}/24", WIREGUARD[own])], &[])?;
+        devices[own].up(&format!("{}/24", WIREGUARD[own]))?;
     }
     Ok(devices)
 }

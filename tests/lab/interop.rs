@@ -53,19 +53,11 @@ impl Interop {
         })?;
         node.start()?;
         let mut stanza = node.ctl_ok(&["status", "--wireguard"])?;
-        // A device that should wait for us does not get our address; one that should call needs it.
-        match initiator {
-            Initiator::Meshd => {
-                stanza = stanza
-                    .lines()
-                    .filter(|line| !line.starts_with("Endpoint"))
-                    .collect::<Vec<_>>()
-                    .join("\n")
-            }
-            Initiator::WireGuard if !stanza.lines().any(|line| line.starts_with("Endpoint")) => {
-                stanza = format!("{}\nEndpoint = {address}:41820\n", stanza.trim_end());
-            }
-            Initiator::WireGuard => {}
+        let endpoint = format!("Endpoint = {address}:41820");
+        ensure!(stanza.contains(&endpoint), "{stanza}");
+        if initiator == Initiator::Meshd {
+            // Without it the device cannot call, only answer.
+            stanza = stanza.replace(&endpoint, "");
         }
         let mut interop = Self {
             _internet: internet,
@@ -74,8 +66,7 @@ impl Interop {
             stock_ns,
             stanza,
         };
-        interop.stock.configure(&interop.stanza)?;
-        interop.stock.up(&[&format!("{STOCK}/24")], &[])?;
+        interop.stock.apply(&interop.stanza)?;
         Ok(interop)
     }
 
@@ -137,7 +128,7 @@ fn meets(lab: &Lab, initiator: Initiator) -> Result<()> {
     ensure!(peer["id"] == interop.stock.public_key.as_str(), "{peer}");
     // The device forgets the session, as after a restart of its own: both ends have to agree on a new one.
     interop.stock.configure("")?;
-    interop.stock.configure(&interop.stanza.clone())?;
+    interop.stock.apply(&interop.stanza.clone())?;
     interop.first_contact(initiator)?;
     interop.exchange()
 }

@@ -132,6 +132,8 @@ fn a_second_daemon_on_one_state_directory_refuses() {
     });
 }
 
+const OTHER_HAS_THE_NAME: &str = "another meshd has our name on the system bus";
+
 const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
@@ -180,11 +182,11 @@ fn two_daemons_on_one_system_bus_do_not_fight_for_the_name() {
             node.launch_as(command)?;
             node.program().wait_ready(SOON)?;
         }
-        b.program().wait_log("another meshd has the name", SOON)?;
+        b.program().wait_log(OTHER_HAS_THE_NAME, SOON)?;
         // The one without the name works all the same, through its control socket.
         within("b to reach a", SOON, || Ok(b.icmp(a.overlay()?, 1).is_ok()))?;
         ensure!(a.program().is_running() && b.program().is_running());
-        ensure!(!a.program().log().contains("another meshd has the name"));
+        ensure!(!a.program().log().contains(OTHER_HAS_THE_NAME));
         a.stop()?;
         b.stop()
     });

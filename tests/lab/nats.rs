@@ -25,7 +25,6 @@ impl Bench {
         for address in [net.relay_address, second] {
             for port in [7001, 7002] {
                 let socket = net.relay.udp(SocketAddr::new(address.into(), port))?;
-                socket.set_read_timeout(Some(Duration::from_secs(1)))?;
                 outer.push(socket);
             }
         }

@@ -12,6 +12,7 @@ use anyhow::Result;
 use super::delay::Delay;
 use super::nat::{Nat, WanInput};
 use super::netns::Namespace;
+use super::wait::within;
 
 /// The middle.
 #[derive(Debug)]
@@ -141,6 +142,8 @@ impl Internet {
              link set wan up
              route add default via 44.128.{site}.1"
         ))?;
+        carrier(&self.ns, &format!("site{site}"))?;
+        carrier(&ns, "wan")?;
         if self.ipv6 {
             self.ns.ip(&format!(
                 "addr add 2a00:a000:{site:x}::1/64 dev site{site} nodad
@@ -176,6 +179,8 @@ impl Router {
              link set eth0 up
              route add default via 192.168.{site}.1"
         ))?;
+        carrier(&self.ns, "lan")?;
+        carrier(&ns, "eth0")?;
         if self.ipv6 {
             ns.ip(&format!(
                 "addr add 2a00:a000:{site:x}:1::{host}/64 dev eth0 nodad
@@ -248,4 +253,15 @@ impl TwoNats {
 fn forwarding(ns: &Namespace) -> Result<()> {
     ns.sysctl("net.ipv4.ip_forward", "1")?;
     ns.sysctl("net.ipv6.conf.all.forwarding", "1")
+}
+
+/// Waits until an interface carries packets: before, the kernel loses them, and neighbour discovery tries again only after a second.
+fn carrier(ns: &Namespace, interface: &str) -> Result<()> {
+    let what = format!("{interface} of {} to be up", ns.name());
+    within(&what, Duration::from_secs(5), || {
+        Ok(ns
+            .run("ip", &["-o", "link", "show", interface])?
+            .contains("state UP"))
+    })
+    .map(drop)
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::netns::Namespace;
 use super::process::Program;
@@ -67,7 +67,7 @@ impl WireGuardGo {
         Ok(device)
     }
 
-    /// Replaces its peers by these `[Peer]` sections. A peer that is in both keeps its session only if `wg syncconf` would.
+    /// Replaces its peers by these `[Peer]` sections.
     ///
     /// # Errors
     ///
@@ -90,20 +90,64 @@ impl WireGuardGo {
             .map(drop)
     }
 
-    /// Gives the interface its addresses (with prefix lengths), brings it up and routes `routes` to it.
+    /// Gives the interface an address (with prefix length) and brings it up.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn up(&self, addresses: &[&str], routes: &[&str]) -> Result<()> {
+    pub fn up(&self, address: &str) -> Result<()> {
         let interface = &self.interface;
-        for address in addresses {
-            let nodad = if address.contains(':') { "nodad" } else { "" };
+        self.ns.ip(&format!(
+            "addr add {address} dev {interface}\nlink set {interface} up"
+        ))
+    }
+
+    /// Applies a wg-quick file from which the private key was left out, as `wg-quick up` would apply it.
+    ///
+    /// # Errors
+    ///
+    /// When it has no place for the key, or `wg-quick`, `wg` or the kernel refuses something in it.
+    pub fn apply(&mut self, stanza: &str) -> Result<()> {
+        let own = format!(
+            "PrivateKey = {}\nListenPort = {}",
+            self.private_key, self.port
+        );
+        let mut text = String::new();
+        for line in stanza.lines() {
+            text.push_str(if line.starts_with("# PrivateKey") {
+                &own
+            } else {
+                line
+            });
+            text.push('\n');
+        }
+        ensure!(
+            text.contains(&own),
+            "no place for the private key in:\n{stanza}"
+        );
+        std::fs::write(&self.config, &text)?;
+        let path = self.config.display().to_string();
+        let stripped = self.ns.run("wg-quick", &["strip", &path])?;
+        self.ns
+            .feed("wg", &["setconf", &self.interface, "/dev/stdin"], &stripped)?;
+        let values = |key: &str| -> Vec<String> {
+            let lines = text.lines().filter_map(|line| line.split_once('='));
+            lines
+                .filter(|(name, _)| name.trim() == key)
+                .flat_map(|(_, list)| list.split(','))
+                .map(|value| value.trim().to_owned())
+                .collect()
+        };
+        let interface = &self.interface;
+        for address in values("Address") {
             self.ns
-                .ip(&format!("addr add {address} dev {interface} {nodad}"))?;
+                .ip(&format!("addr replace {address} dev {interface}"))?;
+        }
+        for mtu in values("MTU") {
+            self.ns.ip(&format!("link set {interface} mtu {mtu}"))?;
         }
         self.ns.ip(&format!("link set {interface} up"))?;
-        for route in routes {
+        for route in values("AllowedIPs") {
             self.ns
                 .ip(&format!("route replace {route} dev {interface}"))?;
         }
