@@ -12,10 +12,10 @@ pub mod logging;
 pub mod netlink;
 pub mod randomness;
 pub mod relays;
+#[cfg(test)]
+mod sandbox;
 pub mod sockets;
 pub mod state;
 pub mod supervisor;
-#[cfg(test)]
-mod sandbox;
 #[cfg(test)]
 mod testing;

@@ -10,12 +10,12 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::sync::watch;
 
+use super::Netlink;
 use super::clash::{self, Clash};
 use super::guard::guards;
 use super::links::LinkKind;
 use super::monitor::Monitor;
 use super::routes::{OwnRoute, PROTOCOL, Target};
-use super::Netlink;
 use crate::sandbox;
 
 const MTU: u16 = 1280;

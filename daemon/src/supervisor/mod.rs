@@ -89,8 +89,10 @@ struct Supervisor {
     listen_port: u16,
     sockets: Arc<Sockets>,
     networks: Vec<Network>,
-    /// Health lines of the daemon as a whole.
-    notes: Vec<String>,
+    /// Health line: the configured port is not the one in use.
+    port_note: Option<String>,
+    /// Health line: the configuration file is not what runs.
+    file_note: Option<String>,
     /// Addresses of this host, as last told to the data plane.
     addresses: watch::Receiver<Vec<HostAddress>>,
     /// Stay off the system bus.
@@ -117,7 +119,10 @@ pub async fn run(args: &Args) -> Result<(), Failure> {
 pub fn node_id(args: &Args, name: &str) -> Result<String, Failure> {
     // Where the key is kept is for the configuration to say; a missing or unfinished one says nothing.
     let file = ConfigFile::new(args.config.as_deref());
-    let networks = file.read().map(|config| config.networks).unwrap_or_default();
+    let networks = file
+        .read()
+        .map(|config| config.networks)
+        .unwrap_or_default();
     let deployed = networks
         .into_iter()
         .find(|network| network.name == name)
@@ -158,7 +163,10 @@ impl Supervisor {
     /// One line for `systemctl status`.
     fn summary(&self) -> String {
         if self.networks.is_empty() {
-            return format!("No network; add one to {}", self.config_file.path().display());
+            return format!(
+                "No network; add one to {}",
+                self.config_file.path().display()
+            );
         }
         let states: Vec<String> = self
             .networks

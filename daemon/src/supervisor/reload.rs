@@ -42,6 +42,10 @@ impl Supervisor {
             ),
             Err(reason) => tracing::error!("configuration not reloaded, nothing changed: {reason}"),
         }
+        self.file_note = result.as_ref().err().map(|reason| {
+            let first = reason.lines().next().unwrap_or_default();
+            format!("the configuration has changed and is not in force: {first}")
+        });
         self.publish_overlay();
         self.report_ready();
         result.map_err(|reason| ApiError::failed(format!("nothing changed: {reason}")))
@@ -172,14 +176,14 @@ impl Supervisor {
     }
 
     fn note_port(&mut self, port: u16) {
-        self.notes.clear();
-        if port != self.listen_port {
-            let note = format!(
-                "listen_port is {port} in the configuration and {} in use; run: systemctl restart meshd",
+        self.port_note = (port != self.listen_port).then(|| {
+            format!(
+                "listen_port is {port} in the configuration and was {} at the start; run: systemctl restart meshd",
                 self.listen_port
-            );
+            )
+        });
+        if let Some(note) = &self.port_note {
             tracing::warn!("{note}");
-            self.notes.push(note);
         }
     }
 }

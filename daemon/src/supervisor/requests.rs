@@ -32,7 +32,8 @@ impl Supervisor {
     }
 
     async fn status(&self) -> Status {
-        let mut notes = self.notes.clone();
+        let own = self.port_note.iter().chain(&self.file_note);
+        let mut notes: Vec<String> = own.cloned().collect();
         let report = match self.host.data.status().await {
             Ok(report) => Some(report),
             Err(error) => {

@@ -345,6 +345,8 @@ fn bad_reload_changes_nothing() {
             let error = daemon.reload().await.unwrap_err();
             assert!(error.message.contains(expected), "{error}");
             assert!(error.message.starts_with("nothing changed: "), "{error}");
+            let health = &daemon.status().await.networks[0].health;
+            assert!(health[0].contains(expected), "{health:?}");
         }
         drop(other_vpn);
         assert_eq!(on_host().await, before);
@@ -352,6 +354,10 @@ fn bad_reload_changes_nothing() {
         assert_eq!(daemon.reload().await.unwrap().unchanged, ["home"]);
         let health = &daemon.status().await.networks[0].health;
         assert!(health[0].starts_with("listen_port is 1234"), "{health:?}");
+        assert!(
+            !health.iter().any(|line| line.contains("not in force")),
+            "{health:?}"
+        );
         daemon.stop().await;
     });
 }
