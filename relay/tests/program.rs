@@ -63,7 +63,10 @@ fn check(scratch: &Scratch, config: &str) -> Output {
 }
 
 /// A running relay that is killed in the end.
-struct Running(Child);
+struct Running {
+    child: Child,
+    notices: UnixDatagram,
+}
 
 impl Running {
     /// Starts it and waits until it says that it is ready.
@@ -75,34 +78,45 @@ impl Running {
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
         command.env("NOTIFY_SOCKET", &path).stderr(Stdio::piped());
-        let running = Self(command.spawn().unwrap());
-        let mut buffer = [0; 256];
-        let len = socket.recv(&mut buffer).expect("the relay becomes ready");
-        assert!(text(&buffer[..len]).contains("READY=1"));
+        let running = Self {
+            child: command.spawn().unwrap(),
+            notices: socket,
+        };
+        assert!(running.notice().contains("READY=1"));
         running
     }
 
+    /// The next thing that it tells systemd.
+    fn notice(&self) -> String {
+        let mut buffer = [0; 256];
+        let len = self
+            .notices
+            .recv(&mut buffer)
+            .expect("the relay tells how it is");
+        text(&buffer[..len])
+    }
+
     fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.0.id() as i32), signal).unwrap();
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
     /// Waits for its end; returns whether it succeeded, and what it logged.
     fn end(mut self) -> (bool, String) {
         let mut log = String::new();
-        self.0
+        self.child
             .stderr
             .take()
             .unwrap()
             .read_to_string(&mut log)
             .unwrap();
-        (self.0.wait().unwrap().success(), log)
+        (self.child.wait().unwrap().success(), log)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -233,6 +247,7 @@ async fn it_prints_its_line_serves_and_stops_on_sigterm() {
     let started = Instant::now();
     let (last, _) = client.closed().await;
     assert_eq!(last, [ServerMessage::Draining]);
+    assert!(running.notice().contains("STOPPING=1"));
     let (success, log) = running.end();
     assert!(success, "{log}");
     assert!(

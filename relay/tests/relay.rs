@@ -131,6 +131,45 @@ async fn an_ipv4_client_and_an_ipv6_client_reach_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_a_client_gets_comes_from_the_address_that_it_talks_to() {
+    for wildcard in [
+        IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        Ipv6Addr::UNSPECIFIED.into(),
+    ] {
+        let mut settings = config(Access::Open);
+        settings.listen = vec![(wildcard, 0).into()];
+        let relay = TestRelay::start(&settings);
+        // A host with several addresses; its kernel would choose 127.0.0.1.
+        let mut clients = Vec::new();
+        for (seed, last) in [(1, 3), (2, 4)] {
+            let to = SocketAddr::from(([127, 0, 0, last], relay.address.port()));
+            let host = Host::new(seed, Ipv4Addr::LOCALHOST).await;
+            let mut client = host.connect(relay.id, to).await.unwrap();
+            client.greet().await;
+            clients.push((client, to));
+        }
+        let ((mut b, b_relay), (mut a, a_relay)) = (clients.pop().unwrap(), clients.pop().unwrap());
+        let (ours, _) = a.channel_to(&mut b).await;
+        a.send(ours, b"data").await;
+        assert_eq!(b.host.receive_from().await.0, b_relay);
+        a.send(7, b"unknown channel").await;
+        assert_eq!(a.host.receive_from().await.0, a_relay);
+        a.host
+            .send(a_relay, &stun::binding_request(&[1; 12], false))
+            .await;
+        assert_eq!(a.host.receive_from().await.0, a_relay);
+        a.host.move_away().await;
+        a.say(ClientMessage::Ping { nonce: 1 }).await;
+        let (from, challenge) = a.host.receive_from().await;
+        assert!(matches!(
+            parse_frame(&challenge),
+            Ok(Frame::Challenge { .. })
+        ));
+        assert_eq!(from, a_relay);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_whose_mapping_moved_learns_it_from_a_rebind_and_recovers() {
     let relay = TestRelay::open();
     let (mut a, mut b) = (Client::new(&relay, 1).await, Client::new(&relay, 2).await);

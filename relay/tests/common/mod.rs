@@ -110,7 +110,7 @@ impl TestRelay {
 pub struct SharedSocket {
     current: Mutex<Arc<UdpSocket>>,
     waker: Mutex<Option<Waker>>,
-    others: mpsc::UnboundedSender<Vec<u8>>,
+    others: mpsc::UnboundedSender<(SocketAddr, Vec<u8>)>,
 }
 
 impl SharedSocket {
@@ -150,7 +150,7 @@ impl AsyncUdpSocket for SharedSocket {
             };
             let datagram = buffer.filled();
             if classify(datagram) != Protocol::Quic {
-                let _ = self.others.send(datagram.to_vec());
+                let _ = self.others.send((from, datagram.to_vec()));
                 continue;
             }
             buffers[0][..datagram.len()].copy_from_slice(datagram);
@@ -184,7 +184,7 @@ pub struct Host {
     pub identity: Identity,
     pub socket: Arc<SharedSocket>,
     pub endpoint: Endpoint,
-    others: mpsc::UnboundedReceiver<Vec<u8>>,
+    others: mpsc::UnboundedReceiver<(SocketAddr, Vec<u8>)>,
     ip: std::net::IpAddr,
 }
 
@@ -243,6 +243,11 @@ impl Host {
 
     /// The next datagram that is not QUIC.
     pub async fn receive(&mut self) -> Vec<u8> {
+        self.receive_from().await.1
+    }
+
+    /// The next datagram that is not QUIC, with its sender.
+    pub async fn receive_from(&mut self) -> (SocketAddr, Vec<u8>) {
         within(self.others.recv()).await.unwrap()
     }
 
