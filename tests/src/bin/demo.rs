@@ -64,12 +64,17 @@ impl Screen {
     }
 
     fn say(&self, text: &str) {
-        let time = format!("{:6.2} s", self.started.elapsed().as_secs_f32());
+        self.say_at(Instant::now(), text);
+    }
+
+    fn say_at(&self, when: Instant, text: &str) {
+        let time = when.saturating_duration_since(self.started);
+        let time = format!("{:6.2} s", time.as_secs_f32());
         println!("{}  {text}", self.paint("2", &time));
     }
 
-    fn command(&self, line: &str, output: &str) {
-        self.say(&self.paint("1", &format!("a$ {line}")));
+    fn command(&self, when: Instant, line: &str, output: &str) {
+        self.say_at(when, &self.paint("1", &format!("a$ {line}")));
         for line in output.lines() {
             println!("          {line}");
         }
@@ -80,7 +85,7 @@ fn run(lab: &Lab, screen: &Screen) -> Result<()> {
     let mut net = TwoNats::new(Nat::Masquerade, Nat::Masquerade)?;
     net.internet.delay(ONE_WAY)?;
     println!(
-        "\n   a ── NAT {} ──┐\n                        ├── internet, {} ms across ── relay {}\n   b ── NAT {} ──┘\n",
+        "\n   a ── NAT {} ──┐\n                         ├── internet, {} ms across ── relay {}\n   b ── NAT {} ──┘\n",
         net.nat_a.wan,
         ONE_WAY.as_millis(),
         net.relay_address,
@@ -97,23 +102,31 @@ fn run(lab: &Lab, screen: &Screen) -> Result<()> {
     let overlay = IpAddr::V6(b.overlay()?);
 
     // The change takes about a tenth of a second: somebody has to look all the time to see the state before it.
-    let first = std::thread::scope(|scope| -> Result<FirstPings> {
+    let asked = Instant::now();
+    let (pings, seen) = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| watch(&a));
-        let pings = first_pings(&a, overlay, screen);
-        let seen = watcher.join().expect("the watcher does not panic");
-        let pings = pings?;
-        let (relayed, direct) = seen?;
-        screen.command("meshctl status", &relayed.1);
-        screen.say(&format!("   (as it was {})", ago(relayed.0)));
-        println!();
-        screen.command("meshctl status", &direct.1);
-        screen.say(&format!("   (as it was {})", ago(direct.0)));
-        Ok(pings)
-    })?;
-
-    let output = a.ctl_ok(&["ping", "b", "-c", "3"])?;
+        let pings = first_pings(&a, overlay);
+        (pings, watcher.join().expect("the watcher does not panic"))
+    });
+    let (first, seen) = (pings?, seen?);
+    screen.command(asked, "meshctl ping b --until-direct", &first.pongs);
     println!();
-    screen.command("meshctl ping b -c 3", &output);
+    if let Some((when, table)) = &seen.relayed {
+        screen.command(*when, "meshctl status", table);
+        println!();
+    }
+    screen.command(seen.direct.0, "meshctl status", &seen.direct.1);
+    println!();
+    screen.command(
+        first.answered,
+        &format!("ping -i 0.01 -c {ECHOES} {overlay}    # since the first answer"),
+        &first.echoes,
+    );
+
+    println!();
+    let asked = Instant::now();
+    let output = a.ctl_ok(&["ping", "b", "-c", "3"])?;
+    screen.command(asked, "meshctl ping b -c 3", &output);
     let later: Vec<String> = output.lines().filter_map(pong_path).collect();
     let stopped = (a.stop(), b.stop());
     stopped.0?;
@@ -137,41 +150,40 @@ fn run(lab: &Lab, screen: &Screen) -> Result<()> {
     );
     ensure!(
         first.lost == 0,
-        "{} of {} pings were lost after the first answer",
-        first.lost,
-        first.sent
+        "{} of {ECHOES} pings were lost after the first answer",
+        first.lost
     );
+    let until_direct = seen.direct.0.saturating_duration_since(first.answered);
     screen.say(&format!(
-        "{} first ping over the relay, direct {} ms later, {} of {} lost on the way",
+        "{} first ping over the relay, direct {} ms later, {} of {ECHOES} lost on the way",
         screen.paint("32;1", "OK:"),
-        first.until_direct.as_millis(),
-        first.lost,
-        first.sent
+        until_direct.as_millis(),
+        first.lost
     ));
     Ok(())
 }
 
-fn ago(when: Instant) -> String {
-    format!("{} ms ago", when.elapsed().as_millis())
-}
+/// A `meshctl status` and when it was printed.
+type Look = (Instant, String);
 
-/// The first `meshctl status` that shows a relayed path, and the first that shows a direct one.
-type Seen = ((Instant, String), (Instant, String));
+/// The first `meshctl status` that shows a relayed path, if a look fell into that time, and the first that shows a direct one.
+struct Seen {
+    relayed: Option<Look>,
+    direct: Look,
+}
 
 fn watch(a: &Node) -> Result<Seen> {
     let started = Instant::now();
     let mut relayed = None;
     while started.elapsed() < PATIENCE {
-        // The table, as a person would see it; the JSON only says which one it is.
         let text = a.ctl_ok(&["status"])?;
-        let has = |kind: &str| {
-            text.lines()
-                .filter(|line| line.starts_with("b ")) // the peer's row, not the line of our home relay
-                .any(|line| line.split_whitespace().any(|word| word == kind))
-        };
+        // The peer's row, not the line of our home relay.
+        let row = text.lines().find(|line| line.starts_with("b "));
+        let has =
+            |kind: &str| row.is_some_and(|row| row.split_whitespace().any(|word| word == kind));
         if has("direct") {
-            let relayed = relayed.context("the path was direct at once, never relayed")?;
-            return Ok((relayed, (Instant::now(), text)));
+            let direct = (Instant::now(), text);
+            return Ok(Seen { relayed, direct });
         }
         if has("relay") && relayed.is_none() {
             relayed = Some((Instant::now(), text));
@@ -181,65 +193,55 @@ fn watch(a: &Node) -> Result<Seen> {
 }
 
 struct FirstPings {
+    /// What `meshctl` printed.
+    pongs: String,
+    /// The way of the first answer.
     path: String,
-    until_direct: Duration,
-    sent: u32,
+    /// When that came.
+    answered: Instant,
+    /// The summary of `ping`.
+    echoes: String,
     lost: u32,
 }
 
 /// `meshctl ping --until-direct`, with ICMP echoes beside it from its first answer on.
-fn first_pings(a: &Node, overlay: IpAddr, screen: &Screen) -> Result<FirstPings> {
-    let line = "ping b --until-direct";
-    screen.say(&screen.paint("1", &format!("a$ meshctl {line}")));
+fn first_pings(a: &Node, overlay: IpAddr) -> Result<FirstPings> {
     let mut ctl = Command::new(Lab::binary("meshctl")?);
     ctl.arg("--socket")
         .arg(a.socket_path())
-        .args(line.split(' '));
+        .args(["ping", "b", "--until-direct"]);
     let (mut child, lines) = start(ctl)?;
-    let mut first: Option<(String, Instant)> = None;
-    let mut until_direct = None;
-    let mut echo = None;
+    let mut pongs = String::new();
+    let mut first = None;
     for line in lines.lines() {
         let line = line?;
-        println!("          {line}");
-        let Some(path) = pong_path(&line) else {
-            continue;
-        };
-        if let Some((_, since)) = &first {
-            until_direct.get_or_insert_with(|| since.elapsed());
-        } else {
-            first = Some((path, Instant::now()));
+        pongs += &format!("{line}\n");
+        if let (Some(path), None) = (pong_path(&line), &first) {
             let mut ping = a.ns.command("ping");
             ping.args(["-n", "-i", "0.01", "-W", "2", "-c", &ECHOES.to_string()])
                 .arg(overlay.to_string());
-            echo = Some(start(ping)?);
+            first = Some((path, Instant::now(), start(ping)?));
         }
     }
     let status = child.wait()?;
-    let (path, since) = first.context("no ping was answered")?;
-    ensure!(status.success(), "meshctl {line} ended with {status}");
-    let (mut child, lines) = echo.context("no ICMP ping ran")?;
-    let text = lines.lines().collect::<Result<Vec<_>, _>>()?.join("\n");
-    child.wait()?;
-    let answered = text
-        .lines()
-        .filter(|line| line.contains("bytes from"))
-        .count();
-    let summary = text
-        .lines()
-        .skip_while(|line| !line.contains("packets transmitted"));
-    println!();
-    screen.command(
-        &format!("ping -i 0.01 -c {ECHOES} {overlay}    # since the first answer above"),
-        &summary.collect::<Vec<_>>().join("\n"),
+    ensure!(
+        status.success(),
+        "meshctl ping ended with {status}:\n{pongs}"
     );
-    println!();
-    let answered = u32::try_from(answered)?;
+    let (path, answered, (mut child, lines)) = first.context("no ping was answered")?;
+    let lines = lines.lines().collect::<Result<Vec<_>, _>>()?;
+    child.wait()?;
+    let echoes = lines.iter().filter(|line| line.contains("bytes from"));
+    let lost = ECHOES.saturating_sub(u32::try_from(echoes.count())?);
+    let summary = lines
+        .iter()
+        .skip_while(|line| !line.contains("packets transmitted"));
     Ok(FirstPings {
+        pongs,
         path,
-        until_direct: until_direct.unwrap_or_else(|| since.elapsed()),
-        sent: ECHOES,
-        lost: ECHOES.saturating_sub(answered),
+        answered,
+        echoes: summary.map(|line| format!("{line}\n")).collect(),
+        lost,
     })
 }
 
