@@ -75,7 +75,8 @@ let
     optionals = condition: values: if condition then values else [ ];
     mapAttrsToList = f: set: map (key: f key set.${key}) (attrNames set);
     filterAttrs = keep: set: listToAttrs (map (name: { inherit name; value = set.${name}; }) (filter (name: keep name set.${name}) (attrNames set)));
-    cleanSource = toString;
+    cleanSourceWith = source: assert source.filter ../../src "directory" && !source.filter ../../target "directory"; toString source.src;
+    cleanSourceFilter = _path: _type: true;
     importTOML = path: builtins.fromTOML (builtins.readFile path);
     licenses = { mit = "MIT"; asl20 = "Apache-2.0"; };
     platforms.linux = [ "x86_64-linux" "aarch64-linux" ];

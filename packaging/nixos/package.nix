@@ -10,7 +10,10 @@ rustPlatform.buildRustPackage {
   pname = "meshd";
   version = (lib.importTOML ../../Cargo.toml).workspace.package.version;
 
-  src = lib.cleanSource ../..;
+  src = lib.cleanSourceWith {
+    src = ../..;
+    filter = path: type: baseNameOf path != "target" && lib.cleanSourceFilter path type;
+  };
   cargoLock.lockFile = ../../Cargo.lock;
   # Never the whole workspace: the simulator's settable clock would come along.
   cargoBuildFlags = [ "--package=meshd" "--package=meshctl" "--package=mesh-relay" ];

@@ -5,6 +5,7 @@ other=$(inside sh -c 'd=$(mktemp -d); meshd --state-dir "$d" --print-id home 2>/
 inside sh -c 'umask 077; head -c 32 /dev/urandom | base64 >/root/bob.psk'
 write /run/systemd/system/meshd.service.d/credentials.conf <<'UNIT'
 [Service]
+Environment=MESHD_OPTS=-vv
 LoadCredential=home.key:/root/home.key
 LoadCredential=bob.psk:/root/bob.psk
 UNIT
@@ -13,6 +14,10 @@ configuration 'psk_file = "/run/credentials/meshd.service/bob.psk"' |
 inside systemctl daemon-reload
 expect "meshd starts with credentials" inside systemctl restart meshd
 expect_text "and has the identity that they hold" "$(inside meshctl --json status)" "$other"
+secrets=$(inside sh -c 'tail -n 1 /root/home.key; cat /root/bob.psk; tail -n 1 /var/lib/meshd/networks/home/identity.key')
+expect_equal "there are three secrets" "$(grep -c ... <<<"$secrets")" 3
+expect_equal "of which none is in the journal, even with -vv" \
+  "$(inside journalctl --boot --no-pager --output=export | grep -cF "$secrets" || true)" 0
 inside rm -r /run/systemd/system/meshd.service.d /root/home.key /root/bob.psk
 inside systemctl daemon-reload
 configuration | write /etc/meshd/config.toml
