@@ -48,6 +48,9 @@ impl Engine {
             }
             Control::CallMe(call) => self.handle_call(now, index, call),
             Control::Ping { token } => {
+                if let Some(peer) = self.peer_mut(index) {
+                    peer.last_data = Some(now);
+                }
                 // Back by our own current path: that is what `meshctl ping` is to show.
                 self.send_control(index, None, &Control::Pong { token }, None);
             }

@@ -165,6 +165,7 @@ impl Engine {
                     deadline: now + timeout.min(limits::MAX_PING_TIMEOUT),
                     sent: false,
                 });
+                target.last_data = Some(now);
                 true
             }
             _ => false,

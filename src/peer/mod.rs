@@ -126,7 +126,7 @@ pub(crate) struct Peer {
 
     pub(crate) tx_bytes: u64,
     pub(crate) rx_bytes: u64,
-    /// Last inner packet of a user, either way.
+    /// Last inner packet of a user, either way; an overlay ping counts.
     pub(crate) last_data: Option<Instant>,
     pub(crate) last_rx: Option<Instant>,
     pub(crate) last_handshake: Option<Instant>,
@@ -228,9 +228,9 @@ impl Peer {
             .is_some_and(|session| session.is_ready())
     }
 
-    /// Traffic of users lately, or a ping that waits.
+    /// Traffic of users lately.
     pub(crate) fn is_active(&self, now: Instant) -> bool {
-        !self.pings.is_empty() || self.last_data.is_some_and(|at| now.since(at) < ACTIVE)
+        self.last_data.is_some_and(|at| now.since(at) < ACTIVE)
     }
 
     pub(crate) fn uses(&self, now: Instant) -> Use {
