@@ -24,14 +24,14 @@ if ! command -v nix-instantiate >/dev/null; then
   rm -rf "$archives"
 fi
 
-if [ -e "$tarball" ] && [ "$(cat "$tarball.recipe" 2>/dev/null)" = "$recipe" ]; then
+if [ -f "$tarball" ] && [ "$(cat "$tarball.recipe" 2>/dev/null)" = "$recipe" ]; then
   exit 0
 fi
 echo "setup: making a root file system, once (1 to 2 minutes)"
 mkdir -p "$cache"
-if ! mmdebstrap --quiet --variant=minbase --include="$packages" bookworm "$tarball.new" 2>"$cache/mmdebstrap.log"; then
+if ! mmdebstrap --quiet --variant=minbase --include="$packages" bookworm "$cache/unfinished.tar" 2>"$cache/mmdebstrap.log"; then
   cat "$cache/mmdebstrap.log" >&2
   exit 1
 fi
-mv "$tarball.new" "$tarball"
+mv "$cache/unfinished.tar" "$tarball"
 printf '%s\n' "$recipe" >"$tarball.recipe"
