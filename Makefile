@@ -46,8 +46,9 @@ test-unit: ## unit tests
 test-sim: ## the simulator
 	$(CARGO) test --locked --release -p mesh-tests --features sim --test sim
 
-test-lab: setup release ## the real programs in network namespaces (root)
-	$(CARGO) test --locked --release -p mesh-tests --test lab $(AS_ROOT) -- $(LAB)
+# Most of these tests wait most of the time, two of them for a session to age, so more of them run than there are CPUs.
+test-lab: setup release ## the real programs in network namespaces (root); LAB="paths --nocapture" for some of them
+	$(CARGO) test --locked --release -p mesh-tests --test lab $(AS_ROOT) -- --test-threads=4 $(LAB)
 
 test-system: ## the Debian package in a booted systemd container (root)
 	tests/system/run

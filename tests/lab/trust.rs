@@ -4,7 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use mesh_tests::lab::{Internet, Namespace, Nat, Node, Relay, scenario, within};
+use mesh_tests::lab::{Internet, Namespace, Nat, Node, Program, Relay, scenario, within};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Pair, SOON};
@@ -147,5 +147,31 @@ fn a_host_that_is_not_listed_gets_no_answer() {
         ensure!(pair.a.ping("b")?.is_none());
         ensure!(pair.a.peer("b")?["path"].is_null());
         Ok(())
+    });
+}
+
+#[test]
+fn a_log_that_shows_a_key_or_payload_fails_its_test() {
+    scenario(|lab| {
+        let pair = Pair::behind(lab, Nat::Masquerade, Nat::Masquerade)?;
+        pair.settle("direct")?;
+        lab.check()?;
+        let keys = [
+            pair.a.state_dir().join("networks/lab/identity.key"),
+            lab.dir().join("relay-relay/state/identity.key"),
+        ];
+        for leak in keys
+            .iter()
+            .map(|key| std::fs::read_to_string(key))
+            .chain([Ok(lab.marker().to_owned())])
+        {
+            let mut echo = pair.a.ns.command("echo");
+            echo.arg(leak?);
+            let mut program = Program::spawn(lab, "leak", echo)?;
+            program.wait(SOON)?;
+            ensure!(lab.check().is_err(), "not noticed: {}", program.log());
+            std::fs::write(program.log_path(), "")?;
+        }
+        lab.check()
     });
 }
