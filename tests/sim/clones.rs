@@ -13,16 +13,27 @@ fn a_cloned_key_ends_in_a_health_line_and_not_in_a_fight() {
         sim.run_for(secs(5));
         let membership = sim.host(clone).membership.clone();
         let mut membership = membership.with_key_of(&sim.host(pair.a).membership);
-        membership.peers.clone_from(&sim.host(pair.a).membership.peers);
-        membership.relays.clone_from(&sim.host(pair.a).membership.relays);
+        membership
+            .peers
+            .clone_from(&sim.host(pair.a).membership.peers);
+        membership
+            .relays
+            .clone_from(&sim.host(pair.a).membership.relays);
         sim.host_mut(clone).membership = membership;
         sim.start(clone);
         sim.run_for(secs(30));
         let lines = sim.health(pair.a);
-        assert!(lines.iter().any(|line| line.contains("another host uses this node's key")), "{lines:?}");
+        assert!(
+            lines
+                .iter()
+                .any(|line| line.contains("another host uses this node's key")),
+            "{lines:?}"
+        );
         // The newer one has the place, and keeps it.
         let flow = sim.echo(clone, pair.b);
-        sim.run_until("an answer for the newer one", secs(5), |sim| sim.stream(flow).works());
+        sim.run_until("an answer for the newer one", secs(5), |sim| {
+            sim.stream(flow).works()
+        });
         sim.run_for(secs(1_800));
         let dials = sim.host(pair.a).counters.dials + sim.host(clone).counters.dials;
         assert!(dials <= 10, "{dials} dials in half an hour");
@@ -35,7 +46,10 @@ fn the_older_of_two_hosts_with_one_key_returns_when_the_newer_one_is_gone() {
     let pair = sim.pair(home(), home());
     let clone = sim.host_at("clone", home()).0;
     sim.run_for(secs(5));
-    let membership = sim.host(clone).membership.with_key_of(&sim.host(pair.a).membership);
+    let membership = sim
+        .host(clone)
+        .membership
+        .with_key_of(&sim.host(pair.a).membership);
     let original = sim.host(pair.a).membership.clone();
     sim.host_mut(clone).membership = membership;
     sim.host_mut(clone).membership.peers = original.peers;
@@ -44,7 +58,9 @@ fn the_older_of_two_hosts_with_one_key_returns_when_the_newer_one_is_gone() {
     sim.run_for(secs(10));
     sim.stop(clone);
     let flow = sim.echo(pair.b, pair.a);
-    sim.run_until("an answer from the older one", secs(700), |sim| sim.stream(flow).works());
+    sim.run_until("an answer from the older one", secs(700), |sim| {
+        sim.stream(flow).works()
+    });
     sim.run_for(secs(5));
     assert!(sim.health(pair.a).is_empty());
 }

@@ -25,7 +25,9 @@ pub(crate) const fn hard() -> Site {
 /// Starts an echo stream and waits until both ends of the pair send directly.
 pub(crate) fn until_direct(sim: &mut Sim, pair: Pair) -> FlowId {
     let flow = sim.echo(pair.a, pair.b);
-    sim.run_until("a direct path", secs(10), |sim| sim.is_direct(pair.a, pair.b));
+    sim.run_until("a direct path", secs(10), |sim| {
+        sim.is_direct(pair.a, pair.b)
+    });
     flow
 }
 

@@ -7,9 +7,19 @@ use crate::common::{hard, home, secs};
 /// A run with a bit of everything.
 fn run(seed: u64) -> (u64, u64, Vec<String>) {
     let mut sim = Sim::new(seed);
-    let relays = [sim.add_relay(LinkConfig::access()), sim.add_relay(LinkConfig::bad())];
-    let sites = [home(), hard(), home().access(LinkConfig::bad()), hard().access(LinkConfig::bad())];
-    let hosts: Vec<_> = (0..4).map(|n| sim.host_at(&format!("h{n}"), sites[n]).0).collect();
+    let relays = [
+        sim.add_relay(LinkConfig::access()),
+        sim.add_relay(LinkConfig::bad()),
+    ];
+    let sites = [
+        home(),
+        hard(),
+        home().access(LinkConfig::bad()),
+        hard().access(LinkConfig::bad()),
+    ];
+    let hosts: Vec<_> = (0..4)
+        .map(|n| sim.host_at(&format!("h{n}"), sites[n]).0)
+        .collect();
     sim.network(&hosts, &relays);
     sim.run_for(secs(2));
     for pair in hosts.windows(2) {

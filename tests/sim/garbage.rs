@@ -84,7 +84,10 @@ fn a_flood_of_garbage_makes_a_host_neither_grow_nor_talk() {
     let bytes = flood(&mut sim, &mut rng, stranger, victim, 20_000);
     let answers = answers(&mut sim);
     let answered: usize = answers.iter().map(|(_, bytes)| bytes.len()).sum();
-    assert!((answered as u64) < bytes / 20, "{answered} bytes of answers to {bytes}");
+    assert!(
+        (answered as u64) < bytes / 20,
+        "{answered} bytes of answers to {bytes}"
+    );
     let sent = sim.host(pair.a).counters.datagrams - sent - answers.len() as u64;
     assert!(sent <= 40, "{sent} datagrams to others");
     drop(answers);
@@ -134,7 +137,10 @@ fn forged_questions_of_the_relay_are_answered_rarely_and_only_to_the_relay() {
     }
     // Each forged datagram is three entries of the log: sent, received, and at most a handful of answers per second.
     let caused = sim.log().count() - log_before - 2 * 10_000;
-    assert!(caused < 10 * 20 * 10, "{caused} entries beside the forged datagrams");
+    assert!(
+        caused < 10 * 20 * 10,
+        "{caused} entries beside the forged datagrams"
+    );
     assert!(sim.health(pair.a).is_empty());
 }
 
@@ -161,10 +167,21 @@ fn packets_that_a_stranger_records_and_repeats_change_nothing() {
     let end = sim.now();
     sim.stop_flow(flow);
     sim.run_for(secs(1));
-    assert_eq!((sim.remote(pair.b, pair.a), sim.remote(pair.a, pair.b)), (to_a, to_b));
+    assert_eq!(
+        (sim.remote(pair.b, pair.a), sim.remote(pair.a, pair.b)),
+        (to_a, to_b)
+    );
     assert_eq!(sim.stream(flow).missing(start..end), 0);
     assert_eq!(sim.stream(flow).duplicates, 0);
-    let to_stranger: usize = sim.host(stranger).raw.iter().map(|(_, bytes)| bytes.len()).sum();
+    let to_stranger: usize = sim
+        .host(stranger)
+        .raw
+        .iter()
+        .map(|(_, bytes)| bytes.len())
+        .sum();
     let from_stranger: usize = recorded.iter().map(|(_, bytes)| bytes.len() * 20).sum();
-    assert!(to_stranger < from_stranger / 20, "{to_stranger} bytes of answers to {from_stranger}");
+    assert!(
+        to_stranger < from_stranger / 20,
+        "{to_stranger} bytes of answers to {from_stranger}"
+    );
 }

@@ -22,9 +22,20 @@ fn no_packet_is_lost_while_the_path_moves_from_relay_to_direct() {
         let mut sim = Sim::new(seed);
         let pair = sim.pair(home(), home());
         sim.run_for(secs(1));
-        let stream = |from, to| FlowConfig { from, to, interval: ms(2), size: 1_280, echo: true };
-        let flows = [sim.flow(stream(pair.a, pair.b)), sim.flow(stream(pair.b, pair.a))];
-        sim.run_until("a direct path", secs(10), |sim| sim.is_direct(pair.a, pair.b));
+        let stream = |from, to| FlowConfig {
+            from,
+            to,
+            interval: ms(2),
+            size: 1_280,
+            echo: true,
+        };
+        let flows = [
+            sim.flow(stream(pair.a, pair.b)),
+            sim.flow(stream(pair.b, pair.a)),
+        ];
+        sim.run_until("a direct path", secs(10), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
         sim.run_for(secs(1));
         for flow in flows {
             sim.stop_flow(flow);
@@ -94,9 +105,21 @@ fn data_that_nobody_answers_leaves_a_dead_path_too() {
         let mut sim = Sim::new(seed);
         let pair = sim.pair(home(), home());
         sim.run_for(secs(1));
-        let (from, to) = if seed % 2 == 0 { (pair.a, pair.b) } else { (pair.b, pair.a) };
-        let flow = sim.flow(FlowConfig { from, to, interval: ms(20), size: 1_000, echo: false });
-        sim.run_until("a direct path", secs(10), |sim| sim.is_direct(pair.a, pair.b));
+        let (from, to) = if seed % 2 == 0 {
+            (pair.a, pair.b)
+        } else {
+            (pair.b, pair.a)
+        };
+        let flow = sim.flow(FlowConfig {
+            from,
+            to,
+            interval: ms(20),
+            size: 1_000,
+            echo: false,
+        });
+        sim.run_until("a direct path", secs(10), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
         sim.run_for(secs(5));
         let (a, b) = externals(&sim, pair);
         sim.core().block(a, b);
@@ -119,7 +142,9 @@ fn a_direct_path_that_comes_back_is_used_again() {
         sim.run_for(secs(10));
         sim.core().unblock();
         // The pauses between punches: 5, 15, 60 seconds.
-        sim.run_until("a direct path again", secs(70), |sim| sim.is_direct(pair.a, pair.b));
+        sim.run_until("a direct path again", secs(70), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
     });
 }
 
@@ -130,10 +155,23 @@ fn a_quiet_one_way_stream_keeps_its_direct_path() {
         let pair = sim.pair(home(), home());
         sim.run_for(secs(1));
         let (from, to) = (pair.a, pair.b);
-        let flow = sim.flow(FlowConfig { from, to, interval: ms(1_000), size: 200, echo: false });
-        sim.run_until("a direct path", secs(10), |sim| sim.is_direct(pair.a, pair.b));
+        let flow = sim.flow(FlowConfig {
+            from,
+            to,
+            interval: ms(1_000),
+            size: 200,
+            echo: false,
+        });
+        sim.run_until("a direct path", secs(10), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
         let start = sim.now();
-        let changes = |sim: &Sim| (sim.host(pair.a).counters.path_changes, sim.host(pair.b).counters.path_changes);
+        let changes = |sim: &Sim| {
+            (
+                sim.host(pair.a).counters.path_changes,
+                sim.host(pair.b).counters.path_changes,
+            )
+        };
         let before = changes(&sim);
         sim.run_for(secs(600));
         assert_eq!(changes(&sim), before, "the path was left without need");
@@ -152,7 +190,13 @@ fn a_relayed_pair_stays_on_the_relay_for_hours_without_losing_a_packet() {
     let flow = until_relayed(&mut sim, pair);
     sim.stop_flow(flow);
     let (from, to) = (pair.a, pair.b);
-    let flow = sim.flow(FlowConfig { from, to, interval: ms(1_000), size: 200, echo: true });
+    let flow = sim.flow(FlowConfig {
+        from,
+        to,
+        interval: ms(1_000),
+        size: 200,
+        echo: true,
+    });
     let start = sim.now();
     sim.run_for(secs(2 * 3_600));
     sim.stop_flow(flow);
@@ -174,7 +218,9 @@ fn the_first_ping_comes_back_over_the_relay_and_a_later_one_directly() {
             sim.pong(pair.a, token).flatten().map(|pong| pong.kind)
         };
         assert_eq!(kind(&mut sim, 1), Some(PathKind::Relay));
-        sim.run_until("a direct path", secs(10), |sim| sim.is_direct(pair.a, pair.b));
+        sim.run_until("a direct path", secs(10), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
         assert_eq!(kind(&mut sim, 2), Some(PathKind::Direct));
         let external: IpAddr = externals(&sim, pair).1.addr();
         let via = sim.pong(pair.a, 2).flatten().map(|pong| pong.via);

@@ -1,6 +1,8 @@
 //! What NATs do over time: mappings that expire, that are lost, and that an accepting INPUT chain takes away.
 
-use mesh_tests::sim::{Allocation, Filtering, FlowConfig, LinkConfig, Mapping, NatConfig, Sim, Site, for_seeds};
+use mesh_tests::sim::{
+    Allocation, Filtering, FlowConfig, LinkConfig, Mapping, NatConfig, Sim, Site, for_seeds,
+};
 
 use crate::common::{hard, home, ms, secs, until_direct, until_relayed, until_works};
 
@@ -17,11 +19,17 @@ fn traffic_after_an_idle_time_works_at_once_over_the_relay_and_then_directly() {
             sim.run_for(secs(1));
             sim.stop_flow(flow);
             sim.run_for(secs(idle));
-            let back = if seed % 2 == 0 { sim.echo(pair.a, pair.b) } else { sim.echo(pair.b, pair.a) };
+            let back = if seed % 2 == 0 {
+                sim.echo(pair.a, pair.b)
+            } else {
+                sim.echo(pair.b, pair.a)
+            };
             // At most a handshake and a packet there and back over the relay, 80 ms each.
             let took = until_works(&mut sim, "an answer", back, secs(1));
             assert!(took <= ms(250), "after {idle} s idle: {took:?}");
-            sim.run_until("a direct path again", secs(10), |sim| sim.is_direct(pair.a, pair.b));
+            sim.run_until("a direct path again", secs(10), |sim| {
+                sim.is_direct(pair.a, pair.b)
+            });
         }
     });
 }
@@ -41,7 +49,11 @@ fn no_packet_is_lost_after_any_pause() {
             sim.stop_flow(flow);
             let end = sim.now();
             sim.run_for(secs(1));
-            assert_eq!(sim.stream(flow).missing(start..end), 0, "before a pause of {pause} s");
+            assert_eq!(
+                sim.stream(flow).missing(start..end),
+                0,
+                "before a pause of {pause} s"
+            );
             sim.run_for(secs(pause));
         }
     });
@@ -56,7 +68,13 @@ fn keepalives_hold_a_direct_path_with_little_traffic_through_short_lifetimes() {
         let flow = until_direct(&mut sim, pair);
         sim.stop_flow(flow);
         let (from, to) = (pair.a, pair.b);
-        let rare = sim.flow(FlowConfig { from, to, interval: secs(50), size: 100, echo: true });
+        let rare = sim.flow(FlowConfig {
+            from,
+            to,
+            interval: secs(50),
+            size: 100,
+            echo: true,
+        });
         let (start, before) = (sim.now(), sim.host(pair.a).counters.path_changes);
         sim.run_for(secs(900));
         assert!(sim.is_direct(pair.a, pair.b));
@@ -77,7 +95,8 @@ fn an_idle_pair_sends_nothing_to_each_other() {
     sim.stop_flow(flow);
     // Two minutes until it counts as idle, and half a minute for what was under way.
     sim.run_for(secs(150));
-    let sent = |sim: &Sim| sim.host(pair.a).counters.datagrams + sim.host(pair.b).counters.datagrams;
+    let sent =
+        |sim: &Sim| sim.host(pair.a).counters.datagrams + sim.host(pair.b).counters.datagrams;
     let before = sent(&sim);
     sim.run_for(secs(200));
     // What may be left is the measurement of the NAT every five minutes: a few STUN requests for each host.
@@ -98,7 +117,9 @@ fn a_router_that_forgets_its_mappings_costs_two_seconds_at_most() {
             sim.router_mut(router).flush();
         }
         until_works(&mut sim, "an answer", flow, secs(2));
-        sim.run_until("a direct path again", secs(30), |sim| sim.is_direct(pair.a, pair.b));
+        sim.run_until("a direct path again", secs(30), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
     });
 }
 
@@ -140,12 +161,22 @@ fn a_relayed_host_that_only_listens_is_reached_after_its_router_forgot_its_mappi
 fn routers_that_accept_unsolicited_packets_are_opened_by_low_ttl_openers() {
     let accepting = Site::nat(NatConfig::home().accepting_input());
     for_seeds(0..20, |seed| {
-        for (a, b) in [(accepting, accepting), (accepting, home()), (home(), accepting)] {
+        for (a, b) in [
+            (accepting, accepting),
+            (accepting, home()),
+            (home(), accepting),
+        ] {
             let mut sim = Sim::new(seed);
             let pair = sim.pair(a, b);
             sim.run_for(secs(1));
-            let flow = if seed % 2 == 0 { sim.echo(pair.a, pair.b) } else { sim.echo(pair.b, pair.a) };
-            sim.run_until("a direct path", secs(10), |sim| sim.is_direct(pair.a, pair.b));
+            let flow = if seed % 2 == 0 {
+                sim.echo(pair.a, pair.b)
+            } else {
+                sim.echo(pair.b, pair.a)
+            };
+            sim.run_until("a direct path", secs(10), |sim| {
+                sim.is_direct(pair.a, pair.b)
+            });
             until_works(&mut sim, "data", flow, secs(1));
         }
     });
@@ -157,11 +188,20 @@ fn accepting_routers_on_lines_of_different_length_are_opened_as_well() {
     for_seeds(0..20, |seed| {
         for delay in [1, 30, 150] {
             let mut sim = Sim::new(seed);
-            let far = LinkConfig { jitter: ms(5), ..LinkConfig::delay(ms(delay)) };
+            let far = LinkConfig {
+                jitter: ms(5),
+                ..LinkConfig::delay(ms(delay))
+            };
             let pair = sim.pair(accepting.access(far), accepting);
             sim.run_for(secs(2));
-            let _flow = if seed % 2 == 0 { sim.echo(pair.a, pair.b) } else { sim.echo(pair.b, pair.a) };
-            sim.run_until("a direct path", secs(15), |sim| sim.is_direct(pair.a, pair.b));
+            let _flow = if seed % 2 == 0 {
+                sim.echo(pair.a, pair.b)
+            } else {
+                sim.echo(pair.b, pair.a)
+            };
+            sim.run_until("a direct path", secs(15), |sim| {
+                sim.is_direct(pair.a, pair.b)
+            });
         }
     });
 }
@@ -185,8 +225,15 @@ fn a_pair_that_cannot_punch_makes_few_mappings() {
                 sim.run_for(secs(1));
                 let at = now(&sim);
                 for router in [pair.router_a, pair.router_b].into_iter().flatten() {
-                    let mappings = sim.router_mut(router).nat.as_ref().map_or(0, |nat| nat.mappings(at));
-                    assert!(mappings <= 64, "{mappings} mappings at once behind {mapping:?}/{filtering:?}");
+                    let mappings = sim
+                        .router_mut(router)
+                        .nat
+                        .as_ref()
+                        .map_or(0, |nat| nat.mappings(at));
+                    assert!(
+                        mappings <= 64,
+                        "{mappings} mappings at once behind {mapping:?}/{filtering:?}"
+                    );
                 }
             }
         });

@@ -21,7 +21,9 @@ fn nats() -> Vec<Edge> {
     for mapping in MAPPINGS {
         for filtering in FILTERINGS {
             for allocation in ALLOCATIONS {
-                nats.push(Edge::Nat(NatConfig::new(mapping, filtering).allocation(allocation)));
+                nats.push(Edge::Nat(
+                    NatConfig::new(mapping, filtering).allocation(allocation),
+                ));
             }
         }
     }
@@ -46,7 +48,13 @@ fn run(seed: u64, a: Edge, b: Edge) -> Result<(), String> {
     let pair = sim.pair(a.site(), b.site());
     sim.run_for(Duration::from_secs(1));
     let interval = Duration::from_millis(200);
-    let flow = sim.flow(FlowConfig { from: pair.a, to: pair.b, interval, size: 100, echo: true });
+    let flow = sim.flow(FlowConfig {
+        from: pair.a,
+        to: pair.b,
+        interval,
+        size: 100,
+        echo: true,
+    });
     let direct = sim.try_until(LIMIT, |sim| sim.is_direct(pair.a, pair.b));
     // Whatever the path: it stays, and it carries data.
     sim.run_for(Duration::from_secs(1));
@@ -55,7 +63,9 @@ fn run(seed: u64, a: Edge, b: Edge) -> Result<(), String> {
     let expected = punches(a, b);
     let ends = (sim.remote(pair.a, pair.b), sim.remote(pair.b, pair.a));
     if direct.is_some() != expected || sim.is_direct(pair.a, pair.b) != expected {
-        return Err(format!("seed {seed}: {a:?} × {b:?}: direct after {direct:?}, ends {ends:?}, expected {expected}"));
+        return Err(format!(
+            "seed {seed}: {a:?} × {b:?}: direct after {direct:?}, ends {ends:?}, expected {expected}"
+        ));
     }
     if !sim.stream(flow).works_since(since) {
         return Err(format!("seed {seed}: {a:?} × {b:?}: no data on {ends:?}"));
@@ -73,7 +83,12 @@ fn check(left: &[Edge], right: &[Edge], seeds: std::ops::Range<u64>) {
             }
         }
     });
-    assert!(wrong.is_empty(), "{} cells are wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} cells are wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 fn with_mapping(mapping: Mapping) -> Vec<Edge> {
@@ -84,21 +99,21 @@ fn with_mapping(mapping: Mapping) -> Vec<Edge> {
 #[test]
 fn hosts_without_nat_end_direct_with_anybody() {
     check(&others(), &others(), 0..3);
-    check(&others(), &nats(), 0..1);
-    check(&nats(), &others(), 1..2);
+    check(&others(), &nats(), 0..3);
+    check(&nats(), &others(), 3..6);
 }
 
 #[test]
 fn endpoint_independent_mappings_end_direct_unless_the_other_side_is_hard_to_predict() {
-    check(&with_mapping(Mapping::Eim), &nats(), 0..1);
+    check(&with_mapping(Mapping::Eim), &nats(), 0..3);
 }
 
 #[test]
 fn address_dependent_mappings_end_as_their_filters_allow() {
-    check(&with_mapping(Mapping::Adm), &nats(), 0..1);
+    check(&with_mapping(Mapping::Adm), &nats(), 0..3);
 }
 
 #[test]
 fn port_dependent_mappings_end_as_their_filters_allow() {
-    check(&with_mapping(Mapping::Apdm), &nats(), 0..1);
+    check(&with_mapping(Mapping::Apdm), &nats(), 0..3);
 }

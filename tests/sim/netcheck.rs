@@ -8,17 +8,23 @@ use crate::common::{home, secs};
 
 fn report(seed: u64, site: Site, relays: usize) -> NetcheckReport {
     let mut sim = Sim::new(seed);
-    let relays: Vec<_> = (0..relays).map(|_| sim.add_relay(LinkConfig::access())).collect();
+    let relays: Vec<_> = (0..relays)
+        .map(|_| sim.add_relay(LinkConfig::access()))
+        .collect();
     let host = sim.host_at("a", site).0;
     sim.network(&[host], &relays);
     sim.run_for(secs(3));
     sim.netcheck(host, 1);
     sim.run_for(secs(2));
-    let reports = sim.host(host).events.iter().filter_map(|(_, event)| match event {
-        Event::Netcheck { token: 1, report } => Some(report.clone()),
-        _ => None,
-    });
-    reports.last().expect("netcheck is answered")
+    let mut reports = sim
+        .host(host)
+        .events
+        .iter()
+        .filter_map(|(_, event)| match event {
+            Event::Netcheck { token: 1, report } => Some(report.clone()),
+            _ => None,
+        });
+    reports.next().expect("netcheck is answered")
 }
 
 fn truth(mapping: Mapping) -> nat::Mapping {
@@ -36,9 +42,17 @@ fn two_relays_tell_every_kind_of_mapping_and_port_dependent_filters() {
             for filtering in [Filtering::Eif, Filtering::Adf, Filtering::Apdf] {
                 let report = report(seed, Site::nat(NatConfig::new(mapping, filtering)), 2);
                 assert!(report.udp);
-                assert_eq!(report.profile.mapping, truth(mapping), "{mapping:?}/{filtering:?}");
+                assert_eq!(
+                    report.profile.mapping,
+                    truth(mapping),
+                    "{mapping:?}/{filtering:?}"
+                );
                 let by_port = report.profile.filtering == nat::Filtering::AddressAndPortDependent;
-                assert_eq!(by_port, filtering == Filtering::Apdf, "{mapping:?}/{filtering:?}");
+                assert_eq!(
+                    by_port,
+                    filtering == Filtering::Apdf,
+                    "{mapping:?}/{filtering:?}"
+                );
             }
         }
     });
@@ -73,10 +87,17 @@ fn a_host_sees_the_address_of_its_router_and_the_distance_of_its_relays() {
 #[test]
 fn a_lossy_line_is_not_taken_for_a_filter_or_a_changing_mapping() {
     for_seeds(0..40, |seed| {
-        let site = Site::nat(NatConfig::new(Mapping::Eim, Filtering::Eif)).access(LinkConfig::bad());
+        let site =
+            Site::nat(NatConfig::new(Mapping::Eim, Filtering::Eif)).access(LinkConfig::bad());
         let report = report(seed, site, 2);
         assert_ne!(report.profile.mapping, nat::Mapping::AddressDependent);
-        assert_ne!(report.profile.mapping, nat::Mapping::AddressAndPortDependent);
-        assert_ne!(report.profile.filtering, nat::Filtering::AddressAndPortDependent);
+        assert_ne!(
+            report.profile.mapping,
+            nat::Mapping::AddressAndPortDependent
+        );
+        assert_ne!(
+            report.profile.filtering,
+            nat::Filtering::AddressAndPortDependent
+        );
     });
 }

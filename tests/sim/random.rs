@@ -1,14 +1,20 @@
 //! Random networks: whatever they look like, data flows in the end unless nothing could carry it.
 
 use mesh_tests::sim::{
-    Allocation, Filtering, HostId, Input, LinkConfig, Mapping, NatConfig, Rng, RouterConfig, Sim, Site, for_seeds,
+    Allocation, Filtering, HostId, Input, LinkConfig, Mapping, NatConfig, Rng, RouterConfig, Sim,
+    Site, for_seeds,
 };
 
 use crate::common::{ms, secs};
 
 fn nat(rng: &mut Rng) -> NatConfig {
     let mapping = *rng.pick(&[Mapping::Eim, Mapping::Eim, Mapping::Adm, Mapping::Apdm]);
-    let filtering = *rng.pick(&[Filtering::Eif, Filtering::Adf, Filtering::Apdf, Filtering::Apdf]);
+    let filtering = *rng.pick(&[
+        Filtering::Eif,
+        Filtering::Adf,
+        Filtering::Apdf,
+        Filtering::Apdf,
+    ]);
     let step = *rng.pick(&[-2, -1, 1, 1, 2, 4]);
     NatConfig {
         allocation: *rng.pick(&[
@@ -50,8 +56,15 @@ fn site(rng: &mut Rng) -> Site {
     let site = Site::public().access(access(rng));
     match rng.below(6) {
         0 => site,
-        1 => Site { router: Some(RouterConfig::nat(nat(rng))), outer: Some(RouterConfig::nat(nat(rng))), ..site },
-        _ => Site { router: Some(router(rng)), ..site },
+        1 => Site {
+            router: Some(RouterConfig::nat(nat(rng))),
+            outer: Some(RouterConfig::nat(nat(rng))),
+            ..site
+        },
+        _ => Site {
+            router: Some(router(rng)),
+            ..site
+        },
     }
 }
 
@@ -92,8 +105,13 @@ fn data_flows_in_every_random_network_and_again_after_a_mishap() {
         let mut sim = Sim::new(seed);
         let mut rng = Rng::new(seed ^ 0x5eed);
         let count = 1 + rng.below(2);
-        let relays: Vec<_> = (0..count).map(|_| sim.add_relay(access(&mut rng))).collect();
-        let mut world = World { relays, routers: Vec::new() };
+        let relays: Vec<_> = (0..count)
+            .map(|_| sim.add_relay(access(&mut rng)))
+            .collect();
+        let mut world = World {
+            relays,
+            routers: Vec::new(),
+        };
         let mut hosts = Vec::new();
         for name in ["a", "b", "c"] {
             let (host, router) = match world.routers.first() {
@@ -109,7 +127,11 @@ fn data_flows_in_every_random_network_and_again_after_a_mishap() {
         let flows = [sim.echo(hosts[0], hosts[1]), sim.echo(hosts[2], hosts[0])];
         for round in 0..3 {
             let since = sim.now();
-            sim.run_until("data flows", secs(40), |sim| flows.iter().all(|flow| sim.stream(*flow).works_since(since)));
+            sim.run_until("data flows", secs(40), |sim| {
+                flows
+                    .iter()
+                    .all(|flow| sim.stream(*flow).works_since(since))
+            });
             sim.run_for(secs(5) + rng.duration(secs(20)));
             if round < 2 {
                 mishap(&mut sim, &mut rng, &hosts, &world);

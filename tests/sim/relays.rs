@@ -56,7 +56,10 @@ fn a_direct_pair_does_not_notice_that_the_relay_restarts_or_dies() {
         let end = sim.now();
         sim.run_for(secs(1));
         assert_eq!(sim.stream(flow).missing(start..end), 0);
-        assert!(!sim.health(pair.a).is_empty(), "a relay that is away is worth a line");
+        assert!(
+            !sim.health(pair.a).is_empty(),
+            "a relay that is away is worth a line"
+        );
     });
 }
 
@@ -71,7 +74,9 @@ fn a_relay_that_starts_after_the_hosts_brings_them_together() {
         sim.run_for(secs(20));
         sim.start_relay(pair.relay);
         until_works(&mut sim, "an answer", flow, secs(50));
-        sim.run_until("a direct path", secs(15), |sim| sim.is_direct(pair.a, pair.b));
+        sim.run_until("a direct path", secs(15), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
     });
 }
 
@@ -106,7 +111,11 @@ fn hosts_that_share_only_one_of_their_relays_meet_there() {
         sim.start(a);
         sim.start(b);
         sim.run_for(secs(2));
-        let flow = if seed % 2 == 0 { sim.echo(a, b) } else { sim.echo(b, a) };
+        let flow = if seed % 2 == 0 {
+            sim.echo(a, b)
+        } else {
+            sim.echo(b, a)
+        };
         until_works(&mut sim, "an answer", flow, secs(3));
     });
 }
@@ -115,10 +124,15 @@ fn hosts_that_share_only_one_of_their_relays_meet_there() {
 fn many_hosts_behind_one_relay_all_reach_each_other_after_it_restarts() {
     let mut sim = Sim::new(5);
     let relay = sim.add_relay(LinkConfig::access());
-    let hosts: Vec<_> = (0..8).map(|n| sim.host_at(&format!("h{n}"), hard()).0).collect();
+    let hosts: Vec<_> = (0..8)
+        .map(|n| sim.host_at(&format!("h{n}"), hard()).0)
+        .collect();
     sim.network(&hosts, &[relay]);
     sim.run_for(secs(2));
-    let flows: Vec<_> = hosts.windows(2).map(|pair| sim.echo(pair[0], pair[1])).collect();
+    let flows: Vec<_> = hosts
+        .windows(2)
+        .map(|pair| sim.echo(pair[0], pair[1]))
+        .collect();
     sim.run_for(secs(10));
     sim.stop_relay(relay);
     sim.run_for(secs(3));
@@ -136,6 +150,9 @@ fn a_public_host_without_traffic_only_keeps_its_relay_connection() {
     let before = sim.host(pair.a).counters.datagrams;
     sim.run_for(secs(1_000));
     let sent = sim.host(pair.a).counters.datagrams - before;
-    assert!(sent <= 60, "{sent} datagrams, where STUN every five minutes needs a few");
+    assert!(
+        sent <= 60,
+        "{sent} datagrams, where STUN every five minutes needs a few"
+    );
     assert_eq!(sim.host(pair.a).counters.dials, 1);
 }

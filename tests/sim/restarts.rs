@@ -14,10 +14,17 @@ fn restart(seed: u64, a: Site, b: Site, away: u64) {
     sim.stop(pair.b);
     sim.run_for(ms(away));
     sim.start(pair.b);
-    until_works(&mut sim, "an answer from the restarted host", to_b, secs(12));
+    until_works(
+        &mut sim,
+        "an answer from the restarted host",
+        to_b,
+        secs(12),
+    );
     let direct = a == home();
     if direct {
-        sim.run_until("a direct path again", secs(20), |sim| sim.is_direct(pair.a, pair.b));
+        sim.run_until("a direct path again", secs(20), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
     }
     let from_b = sim.echo(pair.b, pair.a);
     until_works(&mut sim, "an answer to the restarted host", from_b, secs(2));
@@ -62,7 +69,9 @@ fn two_hosts_that_restart_at_once_find_each_other_again() {
         sim.start(pair.a);
         sim.start(pair.b);
         until_works(&mut sim, "an answer", flow, secs(3));
-        sim.run_until("a direct path again", secs(20), |sim| sim.is_direct(pair.a, pair.b));
+        sim.run_until("a direct path again", secs(20), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
     });
 }
 
@@ -88,8 +97,16 @@ fn sessions_are_renewed_without_losing_a_packet() {
         let pair = sim.pair(home(), home());
         sim.run_for(secs(1));
         let (from, to) = (pair.a, pair.b);
-        let flow = sim.flow(FlowConfig { from, to, interval: ms(100), size: 500, echo: true });
-        sim.run_until("a direct path", secs(10), |sim| sim.is_direct(pair.a, pair.b));
+        let flow = sim.flow(FlowConfig {
+            from,
+            to,
+            interval: ms(100),
+            size: 500,
+            echo: true,
+        });
+        sim.run_until("a direct path", secs(10), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
         let start = sim.now();
         // WireGuard renews its keys every two minutes.
         sim.run_for(secs(15 * 60));
@@ -97,7 +114,9 @@ fn sessions_are_renewed_without_losing_a_packet() {
         let end = sim.now();
         sim.run_for(secs(1));
         assert_eq!(sim.stream(flow).missing(start..end), 0);
-        let age = sim.status(pair.a).and_then(|status| status.peers[0].last_handshake);
+        let age = sim
+            .status(pair.a)
+            .and_then(|status| status.peers[0].last_handshake);
         assert!(age.is_some_and(|age| age < secs(130)), "{age:?}");
     });
 }

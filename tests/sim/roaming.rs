@@ -15,7 +15,9 @@ fn a_host_that_moves_is_reached_within_two_seconds_and_directly_soon_after() {
         let mover = if seed % 2 == 0 { pair.a } else { pair.b };
         sim.move_to_public(mover, LinkConfig::access());
         until_works(&mut sim, "an answer", flow, secs(2));
-        sim.run_until("a direct path again", secs(10), |sim| sim.is_direct(pair.a, pair.b));
+        sim.run_until("a direct path again", secs(10), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
         until_works(&mut sim, "data", flow, secs(1));
     });
 }

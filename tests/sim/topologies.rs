@@ -1,7 +1,8 @@
 //! Where hosts may be: on one LAN, behind two NATs, behind one carrier's NAT, with IPv6.
 
 use mesh_tests::sim::{
-    Filtering, HostId, LinkConfig, Mapping, NatConfig, PathKind, RelayId, RouterConfig, Sim, Site, for_seeds,
+    Filtering, HostId, LinkConfig, Mapping, NatConfig, PathKind, RelayId, RouterConfig, Sim, Site,
+    for_seeds,
 };
 
 use crate::common::{hard, home, secs, until_direct, until_works};
@@ -17,7 +18,11 @@ fn neighbours(sim: &mut Sim, nat: NatConfig) -> (HostId, HostId, RelayId) {
 #[test]
 fn hosts_on_one_lan_talk_by_their_addresses_there() {
     for_seeds(0..10, |seed| {
-        for nat in [NatConfig::home(), NatConfig::home().hairpin(), NatConfig::new(Mapping::Apdm, Filtering::Apdf)] {
+        for nat in [
+            NatConfig::home(),
+            NatConfig::home().hairpin(),
+            NatConfig::new(Mapping::Apdm, Filtering::Apdf),
+        ] {
             let mut sim = Sim::new(seed);
             let (a, b, relay) = neighbours(&mut sim, nat);
             sim.network(&[a, b], &[relay]);
@@ -28,7 +33,11 @@ fn hosts_on_one_lan_talk_by_their_addresses_there() {
                 sim.remote(a, b) == Some(to_b) && sim.remote(b, a) == Some(to_a)
             });
             sim.run_for(secs(30));
-            assert_eq!((sim.remote(a, b), sim.remote(b, a)), (Some(to_b), Some(to_a)), "and stay there");
+            assert_eq!(
+                (sim.remote(a, b), sim.remote(b, a)),
+                (Some(to_b), Some(to_a)),
+                "and stay there"
+            );
         }
     });
 }
@@ -49,7 +58,12 @@ fn hosts_with_equal_private_addresses_in_different_homes_do_not_talk_to_themselv
 fn two_nats_in_a_row_on_both_sides_end_direct() {
     let double = home().outer(RouterConfig::nat(NatConfig::home()));
     for_seeds(0..10, |seed| {
-        for (a, b) in [(double, double), (double, home()), (home(), double), (double, Site::public())] {
+        for (a, b) in [
+            (double, double),
+            (double, home()),
+            (home(), double),
+            (double, Site::public()),
+        ] {
             let mut sim = Sim::new(seed);
             let pair = sim.pair(a, b);
             sim.run_for(secs(1));
@@ -69,7 +83,9 @@ fn two_accepting_routers_in_a_row_end_direct() {
         sim.run_for(secs(1));
         sim.echo(pair.a, pair.b);
         // The opener of the first round dies between the two routers; the second round may be needed.
-        sim.run_until("a direct path", secs(25), |sim| sim.is_direct(pair.a, pair.b));
+        sim.run_until("a direct path", secs(25), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
     });
 }
 
@@ -123,7 +139,10 @@ fn ipv6_behind_firewalls_ends_direct_where_ipv4_cannot() {
         }
         sim.run_for(secs(1));
         let flow = until_direct(&mut sim, pair);
-        assert!(sim.remote(pair.a, pair.b).is_some_and(|remote| remote.is_ipv6()));
+        assert!(
+            sim.remote(pair.a, pair.b)
+                .is_some_and(|remote| remote.is_ipv6())
+        );
         until_works(&mut sim, "data", flow, secs(1));
     });
 }
@@ -146,7 +165,9 @@ fn a_network_of_ten_hosts_ends_direct_with_everybody() {
     for_seeds(0..2, |seed| {
         let mut sim = Sim::new(seed);
         let relay = sim.add_relay(LinkConfig::access());
-        let hosts: Vec<HostId> = (0..10).map(|n| sim.host_at(&format!("h{n}"), home()).0).collect();
+        let hosts: Vec<HostId> = (0..10)
+            .map(|n| sim.host_at(&format!("h{n}"), home()).0)
+            .collect();
         sim.network(&hosts, &[relay]);
         sim.run_for(secs(1));
         let mut flows = Vec::new();
@@ -169,7 +190,10 @@ fn a_network_of_ten_hosts_ends_direct_with_everybody() {
 fn an_endpoint_in_the_configuration_needs_no_relay() {
     for_seeds(0..5, |seed| {
         let mut sim = Sim::new(seed);
-        let (a, b) = (sim.host_at("a", home()).0, sim.public_host("b", LinkConfig::access()));
+        let (a, b) = (
+            sim.host_at("a", home()).0,
+            sim.public_host("b", LinkConfig::access()),
+        );
         sim.configure(&[a, b], &[]);
         let endpoint = sim.socket_of(b);
         sim.host_mut(a).membership.peers[0].endpoints = vec![endpoint];

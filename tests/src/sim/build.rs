@@ -40,12 +40,20 @@ pub struct Site {
 impl Site {
     /// A host with a public address.
     pub const fn public() -> Self {
-        Self { router: None, outer: None, access: LinkConfig::access() }
+        Self {
+            router: None,
+            outer: None,
+            access: LinkConfig::access(),
+        }
     }
 
     /// A host behind a router.
     pub const fn behind(router: RouterConfig) -> Self {
-        Self { router: Some(router), outer: None, access: LinkConfig::access() }
+        Self {
+            router: Some(router),
+            outer: None,
+            access: LinkConfig::access(),
+        }
     }
 
     /// A host behind a NAT.
@@ -83,7 +91,7 @@ pub struct Pair {
 
 impl Sim {
     pub(super) fn add_core(&mut self) {
-        self.add_node("core", Role::Router(Router::core(CORE_HOPS)));
+        self.add_node("core", Role::Router(Box::new(Router::core(CORE_HOPS))));
     }
 
     fn add_node(&mut self, name: &str, role: Role) -> NodeIndex {
@@ -108,12 +116,28 @@ impl Sim {
         self.nodes[node.0].table.add_route(prefix, link, via);
     }
 
-    fn default_routes(&mut self, node: NodeIndex, link: LinkIndex, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
+    fn default_routes(
+        &mut self,
+        node: NodeIndex,
+        link: LinkIndex,
+        v4: Option<Ipv4Addr>,
+        v6: Option<Ipv6Addr>,
+    ) {
         if let Some(via) = v4 {
-            self.route(node, IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0), link, Some(via.into()));
+            self.route(
+                node,
+                IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0),
+                link,
+                Some(via.into()),
+            );
         }
         if let Some(via) = v6 {
-            self.route(node, IpNet::new_assert(Ipv6Addr::UNSPECIFIED.into(), 0), link, Some(via.into()));
+            self.route(
+                node,
+                IpNet::new_assert(Ipv6Addr::UNSPECIFIED.into(), 0),
+                link,
+                Some(via.into()),
+            );
         }
     }
 
@@ -136,10 +160,15 @@ impl Sim {
     /// A router on an access line of its own, with a LAN behind it.
     pub fn router(&mut self, config: RouterConfig, access: LinkConfig) -> RouterId {
         let name = format!("router{}", self.sites + 1);
-        let node = self.add_node(&name, Role::Router(Router::core(1)));
+        let node = self.add_node(&name, Role::Router(Box::new(Router::core(1))));
         let (link, site) = self.connect(node, access);
         let rng = self.rng.fork();
-        self.nodes[node.0].role = Role::Router(Router::edge(config, link, public_v4(site).into(), rng));
+        self.nodes[node.0].role = Role::Router(Box::new(Router::edge(
+            config,
+            link,
+            public_v4(site).into(),
+            rng,
+        )));
         let lan = self.add_lan(node, site, 1, config.nat.is_none());
         if lan.is_public {
             self.route(CORE, lan.v4(), link, Some(public_v4(site).into()));
@@ -153,11 +182,19 @@ impl Sim {
         let own = self.free_address(lan.link);
         let name = format!("inner{}", self.nodes.len());
         let rng = self.rng.fork();
-        let node = self.add_node(&name, Role::Router(Router::edge(config, lan.link, own.into(), rng)));
+        let node = self.add_node(
+            &name,
+            Role::Router(Box::new(Router::edge(config, lan.link, own.into(), rng))),
+        );
         self.attach(node, lan.link, own.into());
         let v6 = public_v6(lan.site, lan.subnet, 0x100 + u16::from(own.octets()[3]));
         self.attach(node, lan.link, v6.into());
-        self.default_routes(node, lan.link, Some(lan.gateway()), Some(public_v6(lan.site, lan.subnet, 1)));
+        self.default_routes(
+            node,
+            lan.link,
+            Some(lan.gateway()),
+            Some(public_v6(lan.site, lan.subnet, 1)),
+        );
         let inner = self.add_lan(node, lan.site, lan.depth + 1, false);
         self.route(outer.0, inner.v6(), lan.link, Some(v6.into()));
         RouterId(node)
@@ -166,7 +203,13 @@ impl Sim {
     fn add_lan(&mut self, router: NodeIndex, site: u8, depth: u8, is_public: bool) -> Lan {
         let link = self.add_link(LinkConfig::lan());
         let subnet = 1 + self.lans.values().filter(|lan| lan.site == site).count() as u8;
-        let lan = Lan { link, site, depth, subnet, is_public };
+        let lan = Lan {
+            link,
+            site,
+            depth,
+            subnet,
+            is_public,
+        };
         self.attach(router, link, lan.gateway().into());
         self.attach(router, link, public_v6(site, subnet, 1).into());
         self.route(router, lan.v4(), link, None);
@@ -183,7 +226,10 @@ impl Sim {
     }
 
     fn free_address(&self, link: LinkIndex) -> Ipv4Addr {
-        let used = self.neighbours[link.0].keys().filter(|ip| ip.is_ipv4()).count() as u8;
+        let used = self.neighbours[link.0]
+            .keys()
+            .filter(|ip| ip.is_ipv4())
+            .count() as u8;
         let gateway = self.neighbours[link.0].keys().find_map(|ip| match ip {
             IpAddr::V4(ip) => Some(ip.octets()),
             IpAddr::V6(_) => None,
@@ -209,26 +255,42 @@ impl Sim {
         let last = self.neighbours[lan.link.0].len() as u16 + 0x10;
         self.attach(id.0, lan.link, public_v6(lan.site, lan.subnet, last).into());
         self.route(id.0, lan.v6(), lan.link, None);
-        self.default_routes(id.0, lan.link, None, Some(public_v6(lan.site, lan.subnet, 1)));
+        self.default_routes(
+            id.0,
+            lan.link,
+            None,
+            Some(public_v6(lan.site, lan.subnet, 1)),
+        );
     }
 
     /// A host with a public IPv4 address.
     pub fn public_host(&mut self, name: &str, access: LinkConfig) -> HostId {
         let id = self.add_host(name);
         let (link, _) = self.connect(id.0, access);
-        self.nodes[id.0.0].table.addresses.retain(|(on, ip)| *on != link || ip.is_ipv4());
+        self.nodes[id.0.0]
+            .table
+            .addresses
+            .retain(|(on, ip)| *on != link || ip.is_ipv4());
         id
     }
 
     /// A host with a second access line: a public IPv4 address of its own, by which it leaves from now on.
     pub fn move_to_public(&mut self, id: HostId, access: LinkConfig) {
-        let links: Vec<LinkIndex> = self.nodes[id.0.0].table.addresses.iter().map(|(link, _)| *link).collect();
+        let links: Vec<LinkIndex> = self.nodes[id.0.0]
+            .table
+            .addresses
+            .iter()
+            .map(|(link, _)| *link)
+            .collect();
         for link in links {
             self.nodes[id.0.0].table.remove_link(link);
             self.neighbours[link.0].retain(|_, node| *node != id.0);
         }
         let (link, _) = self.connect(id.0, access);
-        self.nodes[id.0.0].table.addresses.retain(|(on, ip)| *on != link || ip.is_ipv4());
+        self.nodes[id.0.0]
+            .table
+            .addresses
+            .retain(|(on, ip)| *on != link || ip.is_ipv4());
         self.tell(id, super::host::Input::Addresses);
     }
 
@@ -273,7 +335,10 @@ impl Sim {
 
     /// Makes the hosts members of one network that uses the relays, without starting them.
     pub fn configure(&mut self, hosts: &[HostId], relays: &[RelayId]) {
-        let urls: Vec<_> = relays.iter().map(|relay| self.relay(*relay).url(self.address(relay.0))).collect();
+        let urls: Vec<_> = relays
+            .iter()
+            .map(|relay| self.relay(*relay).url(self.address(relay.0)))
+            .collect();
         let members: Vec<PeerEntry> = hosts
             .iter()
             .map(|host| PeerEntry {
@@ -285,7 +350,11 @@ impl Sim {
         for host in hosts {
             let own = self.host(*host).id();
             let membership = &mut self.host_mut(*host).membership;
-            membership.peers = members.iter().filter(|peer| peer.id != own).cloned().collect();
+            membership.peers = members
+                .iter()
+                .filter(|peer| peer.id != own)
+                .cloned()
+                .collect();
             membership.relays.clone_from(&urls);
         }
     }
@@ -296,7 +365,13 @@ impl Sim {
         let (a, router_a) = self.host_at("a", a);
         let (b, router_b) = self.host_at("b", b);
         self.network(&[a, b], &[relay]);
-        Pair { a, b, relay, router_a, router_b }
+        Pair {
+            a,
+            b,
+            relay,
+            router_a,
+            router_b,
+        }
     }
 
     /// The first address of a node; IPv4 comes first.
@@ -326,7 +401,16 @@ fn public_v4(site: u8) -> Ipv4Addr {
 }
 
 fn public_v6(site: u8, subnet: u8, last: u16) -> Ipv6Addr {
-    Ipv6Addr::new(0x2001, 0xdb8, u16::from(site), u16::from(subnet), 0, 0, 0, last)
+    Ipv6Addr::new(
+        0x2001,
+        0xdb8,
+        u16::from(site),
+        u16::from(subnet),
+        0,
+        0,
+        0,
+        last,
+    )
 }
 
 fn site_prefix(site: u8) -> IpNet {

@@ -22,7 +22,8 @@ impl Sim {
                     return self.schedule(now, Event::Tell(id, closed));
                 };
                 self.connections += 1;
-                let connection = Connection::connect(now, self.connections, self.host(id).id(), url.id);
+                let connection =
+                    Connection::connect(now, self.connections, self.host(id).id(), url.id);
                 let dialled = Dialled {
                     connection,
                     remote: SocketAddr::new(ip, url.port),
@@ -51,7 +52,10 @@ impl Sim {
     pub(super) fn quic_arrived(&mut self, id: HostId, frame: Frame) {
         let now = self.now;
         let host = self.host_mut(id);
-        let found = host.dialled.iter_mut().find(|(_, dialled)| dialled.connection.id() == frame.connection);
+        let found = host
+            .dialled
+            .iter_mut()
+            .find(|(_, dialled)| dialled.connection.id() == frame.connection);
         let Some((handle, dialled)) = found else {
             return;
         };
@@ -66,7 +70,9 @@ impl Sim {
                 return;
             };
             let events = match notice {
-                Notice::Established(_) => vec![RelayEvent::Connected { remote: dialled.remote }],
+                Notice::Established(_) => vec![RelayEvent::Connected {
+                    remote: dialled.remote,
+                }],
                 Notice::Bytes(bytes) => {
                     let messages = messages(&mut dialled.framer, &bytes);
                     messages.into_iter().map(RelayEvent::Message).collect()
@@ -92,8 +98,13 @@ impl Sim {
             let frames = dialled.connection.take_frames();
             packets.extend(frames.into_iter().map(|frame| (dialled.remote, frame)));
         }
-        host.dialled.retain(|_, dialled| !dialled.connection.is_closed());
-        let deadline = host.dialled.values().filter_map(|dialled| dialled.connection.deadline()).min();
+        host.dialled
+            .retain(|_, dialled| !dialled.connection.is_closed());
+        let deadline = host
+            .dialled
+            .values()
+            .filter_map(|dialled| dialled.connection.deadline())
+            .min();
         let deadline = deadline.map(|at| at.max(now));
         let armed = std::mem::replace(&mut host.quic_armed, deadline);
         if let Some(at) = deadline
@@ -142,7 +153,15 @@ impl Sim {
                 continue;
             };
             let source = SocketAddr::new(ip, port);
-            self.send(id.0, Packet { source, destination, ttl: DEFAULT_TTL, body });
+            self.send(
+                id.0,
+                Packet {
+                    source,
+                    destination,
+                    ttl: DEFAULT_TTL,
+                    body,
+                },
+            );
         }
         let now = self.now;
         let relay = self.relay_mut(id);

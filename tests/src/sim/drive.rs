@@ -13,11 +13,18 @@ use super::world::{Event, HostId, Sim};
 
 impl Sim {
     pub(super) fn tell(&mut self, id: HostId, input: Input) {
-        let addresses: Vec<IpAddr> = self.nodes[id.0.0].table.addresses.iter().map(|(_, ip)| *ip).collect();
+        let addresses: Vec<IpAddr> = self.nodes[id.0.0]
+            .table
+            .addresses
+            .iter()
+            .map(|(_, ip)| *ip)
+            .collect();
         // Taken and put back: they are large, and every host uses the same ones.
         let mut batches = self.batches.take().unwrap_or_default();
         let now = self.now;
-        let effects = self.host_mut(id).handle(now, input, &addresses, &mut batches);
+        let effects = self
+            .host_mut(id)
+            .handle(now, input, &addresses, &mut batches);
         self.batches = Some(batches);
         self.apply(id, effects);
     }
@@ -33,8 +40,14 @@ impl Sim {
             self.relay_action(id, handle, action);
         }
         for event in effects.events {
-            if let EngineEvent::PathChanged { name, path, reason, .. } = event {
-                let path = path.map_or_else(|| "none".to_owned(), |path| format!("{:?} {}", path.kind, path.remote));
+            if let EngineEvent::PathChanged {
+                name, path, reason, ..
+            } = event
+            {
+                let path = path.map_or_else(
+                    || "none".to_owned(),
+                    |path| format!("{:?} {}", path.kind, path.remote),
+                );
                 self.note(id.0, format!("path to {name}: {path} ({reason})"));
             }
         }
@@ -67,7 +80,8 @@ impl Sim {
 
     /// An inner packet comes out of the tunnel.
     fn delivered(&mut self, id: HostId, packet: Vec<u8>) {
-        self.log.push(self.now, id.0.0, Entry::Delivered(packet.len()));
+        self.log
+            .push(self.now, id.0.0, Entry::Delivered(packet.len()));
         let now = self.now;
         let Some(label) = traffic::parse(&packet) else {
             return self.foreign.push((id, packet));
@@ -75,20 +89,34 @@ impl Sim {
         let Some(flow) = self.flows.get_mut(label.flow.0) else {
             return self.foreign.push((id, packet));
         };
-        let receiver = if label.is_answer { flow.config.from } else { flow.config.to };
+        let receiver = if label.is_answer {
+            flow.config.from
+        } else {
+            flow.config.to
+        };
         assert_eq!(receiver, id, "an inner packet came out at the wrong host");
         let Some(fate) = flow.packets.get_mut(label.sequence) else {
             panic!("an inner packet that was never sent: {label:?}");
         };
-        let slot = if label.is_answer { &mut fate.answered } else { &mut fate.delivered };
+        let slot = if label.is_answer {
+            &mut fate.answered
+        } else {
+            &mut fate.delivered
+        };
         if slot.replace(now).is_some() {
             flow.duplicates += 1;
             return;
         }
         if flow.config.echo && !label.is_answer {
             let config = flow.config.clone();
-            let (from, to) = (self.host(config.to).overlay(), self.host(config.from).overlay());
-            let answer = Label { is_answer: true, ..label };
+            let (from, to) = (
+                self.host(config.to).overlay(),
+                self.host(config.from).overlay(),
+            );
+            let answer = Label {
+                is_answer: true,
+                ..label
+            };
             let packet = traffic::inner_packet(from, to, answer, config.size);
             self.schedule(now, Event::Answer(id, packet));
         }
@@ -107,10 +135,24 @@ impl Sim {
             return;
         }
         let (config, sequence) = (flow.config.clone(), flow.packets.len());
-        flow.packets.push(traffic::Fate { sent: now, delivered: None, answered: None });
-        let label = Label { flow: id, sequence, is_answer: false };
-        let (from, to) = (self.host(config.from).overlay(), self.host(config.to).overlay());
-        self.inner(config.from, traffic::inner_packet(from, to, label, config.size));
+        flow.packets.push(traffic::Fate {
+            sent: now,
+            delivered: None,
+            answered: None,
+        });
+        let label = Label {
+            flow: id,
+            sequence,
+            is_answer: false,
+        };
+        let (from, to) = (
+            self.host(config.from).overlay(),
+            self.host(config.to).overlay(),
+        );
+        self.inner(
+            config.from,
+            traffic::inner_packet(from, to, label, config.size),
+        );
         self.schedule(now + config.interval, Event::Flow(id));
     }
 }

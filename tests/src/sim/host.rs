@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use mesh_core::batch::Batches;
 use mesh_core::engine::{
-    Engine, Event, HostAddress, NetworkIndex, NetworkSetup, Output, PathStatus, PeerKey, PeerSetup, RelayAction,
-    RelayEvent, RelayHandle,
+    Engine, Event, HostAddress, NetworkIndex, NetworkSetup, Output, PathStatus, PeerKey, PeerSetup,
+    RelayAction, RelayEvent, RelayHandle,
 };
 use mesh_core::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
 use mesh_core::limits;
@@ -34,12 +34,22 @@ const KEPT_EVENTS: usize = 1_000;
 /// Something that the engine is to be told.
 #[derive(Debug)]
 pub(super) enum Input {
-    Udp { from: SocketAddr, bytes: Vec<u8>, stride: usize },
+    Udp {
+        from: SocketAddr,
+        bytes: Vec<u8>,
+        stride: usize,
+    },
     Tun(Vec<u8>),
     Relay(RelayHandle, RelayEvent),
     Timeout,
-    Ping { peer: PeerKey, token: u64, timeout: std::time::Duration },
-    Netcheck { token: u64 },
+    Ping {
+        peer: PeerKey,
+        token: u64,
+        timeout: std::time::Duration,
+    },
+    Netcheck {
+        token: u64,
+    },
     Addresses,
 }
 
@@ -225,21 +235,38 @@ impl Host {
     }
 
     /// Feeds the engine and collects everything that comes of it.
-    pub(super) fn handle(&mut self, now: Instant, input: Input, addresses: &[IpAddr], batches: &mut Batches) -> Effects {
+    pub(super) fn handle(
+        &mut self,
+        now: Instant,
+        input: Input,
+        addresses: &[IpAddr],
+        batches: &mut Batches,
+    ) -> Effects {
         let port = self.port;
         let Some(engine) = &mut self.engine else {
             return Effects::default();
         };
         set_virtual_clock(now);
         match input {
-            Input::Udp { from, bytes, stride } => engine.handle_udp(now, from, &bytes, stride, batches),
+            Input::Udp {
+                from,
+                bytes,
+                stride,
+            } => engine.handle_udp(now, from, &bytes, stride, batches),
             Input::Tun(packet) => engine.handle_tun(now, NETWORK, &packet, batches),
             Input::Relay(handle, event) => engine.handle_relay(now, handle, event, batches),
             Input::Timeout => engine.handle_timeout(now, batches),
-            Input::Ping { peer, token, timeout } => engine.ping(now, NETWORK, peer, token, timeout, batches),
+            Input::Ping {
+                peer,
+                token,
+                timeout,
+            } => engine.ping(now, NETWORK, peer, token, timeout, batches),
             Input::Netcheck { token } => engine.netcheck(now, NETWORK, token),
             Input::Addresses => {
-                let address = |ip: &IpAddr| HostAddress { ip: *ip, virtual_interface: false };
+                let address = |ip: &IpAddr| HostAddress {
+                    ip: *ip,
+                    virtual_interface: false,
+                };
                 let addresses: Vec<HostAddress> = addresses.iter().map(address).collect();
                 engine.set_local_addresses(now, &addresses, Some(port), Some(port));
             }
@@ -247,12 +274,19 @@ impl Host {
         let mut effects = flush(batches);
         while let Some(output) = engine.poll_output() {
             match output {
-                Output::Datagram { remote, ttl, payload } => effects.datagrams.push((remote, ttl, payload)),
+                Output::Datagram {
+                    remote,
+                    ttl,
+                    payload,
+                } => effects.datagrams.push((remote, ttl, payload)),
                 Output::Relay(handle, action) => effects.relay.push((handle, action)),
                 Output::Event(event) => effects.events.push(event),
             }
             let outputs = effects.datagrams.len() + effects.relay.len() + effects.events.len();
-            assert!(outputs <= MAX_OUTPUTS, "one input caused more than {MAX_OUTPUTS} outputs");
+            assert!(
+                outputs <= MAX_OUTPUTS,
+                "one input caused more than {MAX_OUTPUTS} outputs"
+            );
         }
         effects.timeout = engine.poll_timeout();
         self.note(now, &effects);
@@ -264,7 +298,10 @@ impl Host {
             self.counters.datagrams += 1;
             self.counters.bytes += payload.len() as u64;
         }
-        let dials = effects.relay.iter().filter(|(_, action)| matches!(action, RelayAction::Dial { .. }));
+        let dials = effects
+            .relay
+            .iter()
+            .filter(|(_, action)| matches!(action, RelayAction::Dial { .. }));
         self.counters.dials += dials.count() as u64;
         for event in &effects.events {
             if let Event::PathChanged { peer, path, .. } = event {
@@ -294,7 +331,11 @@ impl Host {
         let mut inputs: Vec<Input> = Vec::new();
         let mut open = false;
         for (from, bytes) in std::mem::take(&mut self.inbox) {
-            if let Some(Input::Udp { from: last, bytes: buffer, stride }) = inputs.last_mut()
+            if let Some(Input::Udp {
+                from: last,
+                bytes: buffer,
+                stride,
+            }) = inputs.last_mut()
                 && open
                 && *last == from
                 && bytes.len() <= *stride
@@ -306,7 +347,11 @@ impl Host {
             }
             let stride = bytes.len();
             open = stride > 0;
-            inputs.push(Input::Udp { from, bytes, stride });
+            inputs.push(Input::Udp {
+                from,
+                bytes,
+                stride,
+            });
         }
         inputs
     }
@@ -318,11 +363,17 @@ fn flush(batches: &mut Batches) -> Effects {
     for (run, bytes) in batches.send.runs() {
         assert!(run.segment > 0, "a run of empty datagrams");
         let datagrams = bytes.chunks(run.segment);
-        effects.datagrams.extend(datagrams.map(|datagram| (run.remote, None, datagram.to_vec())));
+        effects
+            .datagrams
+            .extend(datagrams.map(|datagram| (run.remote, None, datagram.to_vec())));
     }
     for (network, group) in batches.tun.groups() {
         assert_eq!(network, NETWORK);
-        effects.inner.extend(group.iter().map(|buffer| buffer[limits::TUN_HEADROOM..].to_vec()));
+        effects.inner.extend(
+            group
+                .iter()
+                .map(|buffer| buffer[limits::TUN_HEADROOM..].to_vec()),
+        );
     }
     batches.send.clear();
     batches.tun.clear();
@@ -335,7 +386,10 @@ pub(super) fn messages(framer: &mut Framer, mut bytes: &[u8]) -> Vec<ServerMessa
     let mut messages = Vec::new();
     while let Ok(Some(body)) = framer.next(&mut bytes) {
         let message = ServerMessage::decode(body);
-        assert!(message.is_ok(), "the relay sent a message that the client cannot read: {message:?}");
+        assert!(
+            message.is_ok(),
+            "the relay sent a message that the client cannot read: {message:?}"
+        );
         messages.extend(message);
     }
     messages

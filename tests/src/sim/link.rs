@@ -115,7 +115,12 @@ impl Link {
     /// # Errors
     /// Why it never does. The modelled QUIC connection retransmits what is lost, so to lose it would only cost time:
     /// it is exempt from chance, not from delay, rate and size.
-    pub fn transmit(&mut self, now: Instant, from: NodeIndex, packet: &Packet) -> Result<Vec<Instant>, Swallowed> {
+    pub fn transmit(
+        &mut self,
+        now: Instant,
+        from: NodeIndex,
+        packet: &Packet,
+    ) -> Result<Vec<Instant>, Swallowed> {
         let config = self.config;
         if packet.size() > config.mtu {
             return Err(Swallowed::TooLarge);
@@ -167,9 +172,15 @@ mod tests {
     fn a_plain_link_delays_and_nothing_else() {
         let mut link = Link::new(LinkConfig::access(), Rng::new(1));
         for ms in 0..100 {
-            assert_eq!(link.transmit(at(ms), NodeIndex(0), &packet(100)), Ok(vec![at(ms + 10)]));
+            assert_eq!(
+                link.transmit(at(ms), NodeIndex(0), &packet(100)),
+                Ok(vec![at(ms + 10)])
+            );
         }
-        assert_eq!(link.transmit(at(0), NodeIndex(0), &packet(1_473)), Err(Swallowed::TooLarge));
+        assert_eq!(
+            link.transmit(at(0), NodeIndex(0), &packet(1_473)),
+            Err(Swallowed::TooLarge)
+        );
     }
 
     #[test]
@@ -199,10 +210,16 @@ mod tests {
             ..LinkConfig::delay(Duration::ZERO)
         };
         let mut link = Link::new(config, Rng::new(1));
-        let times: Vec<_> = (0..10).map(|_| link.transmit(at(0), NodeIndex(0), &packet(972))).collect();
+        let times: Vec<_> = (0..10)
+            .map(|_| link.transmit(at(0), NodeIndex(0), &packet(972)))
+            .collect();
         assert_eq!(times[0], Ok(vec![at(1)]));
         assert_eq!(times[5], Ok(vec![at(6)]));
         assert_eq!(times[9], Err(Swallowed::QueueFull));
-        assert_eq!(link.transmit(at(0), NodeIndex(1), &packet(972)), Ok(vec![at(1)]), "the other way is free");
+        assert_eq!(
+            link.transmit(at(0), NodeIndex(1), &packet(972)),
+            Ok(vec![at(1)]),
+            "the other way is free"
+        );
     }
 }

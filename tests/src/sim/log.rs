@@ -10,7 +10,7 @@ use mesh_core::time::Instant;
 use super::packet::{Kind, Packet};
 
 /// Entries that are kept.
-const KEPT: usize = 3_000;
+const KEPT: usize = 10_000;
 
 /// One thing that happened at a node.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,7 +53,13 @@ impl From<&Packet> for Flight {
 
 impl fmt::Display for Flight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { source, destination, kind, ttl, size } = self;
+        let Self {
+            source,
+            destination,
+            kind,
+            ttl,
+            size,
+        } = self;
         write!(f, "{source} → {destination} {kind:?} {size} B")?;
         if *ttl < 16 {
             write!(f, " ttl {ttl}")?;

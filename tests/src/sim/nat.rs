@@ -185,11 +185,19 @@ impl Nat {
 
     /// How many mappings are alive.
     pub fn mappings(&self, now: Instant) -> usize {
-        self.bindings.values().filter(|binding| binding.expires > now).count()
+        self.bindings
+            .values()
+            .filter(|binding| binding.expires > now)
+            .count()
     }
 
     /// A packet leaves: the source that it gets, or `None` when no port is left.
-    pub fn outbound(&mut self, now: Instant, source: SocketAddr, to: SocketAddr) -> Option<SocketAddr> {
+    pub fn outbound(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        to: SocketAddr,
+    ) -> Option<SocketAddr> {
         let port = self.port_for(now, source, to)?;
         let expires = now + self.config.lifetime;
         let binding = self.bindings.get_mut(&port)?;
@@ -220,7 +228,12 @@ impl Nat {
 
     /// A host inside sends to an external port of ours: source and destination inside, if that works here
     /// (RFC 4787, REQ-9: the source becomes the external address and port).
-    pub fn hairpin(&mut self, now: Instant, source: SocketAddr, to: SocketAddr) -> Option<(SocketAddr, SocketAddr)> {
+    pub fn hairpin(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        to: SocketAddr,
+    ) -> Option<(SocketAddr, SocketAddr)> {
         if !self.config.hairpin {
             return None;
         }
@@ -230,7 +243,11 @@ impl Nat {
     }
 
     fn is_allowed(&self, now: Instant, from: SocketAddr, port: u16) -> bool {
-        let Some(binding) = self.bindings.get(&port).filter(|binding| binding.expires > now) else {
+        let Some(binding) = self
+            .bindings
+            .get(&port)
+            .filter(|binding| binding.expires > now)
+        else {
             return false;
         };
         let alive = |until: Option<&Instant>| until.is_some_and(|until| *until > now);
@@ -253,10 +270,17 @@ impl Nat {
             Mapping::Adm => (source, Some(to.ip()), None),
             Mapping::Apdm => (source, Some(to.ip()), Some(to.port())),
         };
-        let known = self.mappings.get(&key).copied().filter(|port| self.is_alive(now, *port));
+        let known = self
+            .mappings
+            .get(&key)
+            .copied()
+            .filter(|port| self.is_alive(now, *port));
         // What was let out before has its own entry in the connection table, so its tuple cannot be taken.
         if let Some(port) = known
-            && self.bindings.get(&port).is_some_and(|b| b.endpoints.get(&to).is_some_and(|until| *until > now))
+            && self
+                .bindings
+                .get(&port)
+                .is_some_and(|b| b.endpoints.get(&to).is_some_and(|until| *until > now))
         {
             return Some(port);
         }
@@ -269,7 +293,11 @@ impl Nat {
                 port
             }
         };
-        if self.taken.get(&(port, to)).is_none_or(|until| *until <= now) {
+        if self
+            .taken
+            .get(&(port, to))
+            .is_none_or(|until| *until <= now)
+        {
             return Some(port);
         }
         let random = self.random_port();
@@ -279,14 +307,18 @@ impl Nat {
     }
 
     fn is_alive(&self, now: Instant, port: u16) -> bool {
-        self.bindings.get(&port).is_some_and(|binding| binding.expires > now)
+        self.bindings
+            .get(&port)
+            .is_some_and(|binding| binding.expires > now)
     }
 
     fn preferred(&mut self, internal: u16) -> u16 {
         let wrap = |port: u32| FIRST_PORT + (port % u32::from(PORTS)) as u16;
         match self.config.allocation {
             Allocation::Preserving => internal.max(FIRST_PORT),
-            Allocation::Offset(by) => wrap(u32::from(internal.max(FIRST_PORT) - FIRST_PORT) + u32::from(by)),
+            Allocation::Offset(by) => {
+                wrap(u32::from(internal.max(FIRST_PORT) - FIRST_PORT) + u32::from(by))
+            }
             Allocation::Multiple(by) => wrap(u32::from(internal) * u32::from(by)),
             Allocation::Sequential(step) => {
                 let next = u32::from(self.previous - FIRST_PORT) + u32::from(PORTS);
@@ -348,7 +380,8 @@ impl Firewall {
 
     /// A packet leaves.
     pub fn outbound(&mut self, now: Instant, source: SocketAddr, to: SocketAddr) {
-        self.addresses.insert((source, to.ip()), now + self.lifetime);
+        self.addresses
+            .insert((source, to.ip()), now + self.lifetime);
         self.endpoints.insert((source, to), now + self.lifetime);
     }
 
@@ -408,8 +441,16 @@ mod tests {
                 let mut nat = nat(NatConfig::new(mapping, Filtering::Apdf).allocation(allocation));
                 let first = send(&mut nat, "8.8.8.8:1");
                 assert_eq!(send(&mut nat, "8.8.8.8:1"), first);
-                assert_eq!(send(&mut nat, "8.8.8.8:2") != first, by_port, "{mapping:?} {allocation:?}");
-                assert_eq!(send(&mut nat, "8.8.4.4:1") != first, by_address, "{mapping:?} {allocation:?}");
+                assert_eq!(
+                    send(&mut nat, "8.8.8.8:2") != first,
+                    by_port,
+                    "{mapping:?} {allocation:?}"
+                );
+                assert_eq!(
+                    send(&mut nat, "8.8.4.4:1") != first,
+                    by_address,
+                    "{mapping:?} {allocation:?}"
+                );
             }
         }
     }
@@ -423,9 +464,18 @@ mod tests {
         ] {
             let mut nat = nat(NatConfig::new(Mapping::Eim, filtering));
             let port = send(&mut nat, "8.8.8.8:1");
-            assert_eq!(nat.inbound(at(0), addr("8.8.8.8:1"), port), Some(addr(INSIDE)));
-            assert_eq!(nat.inbound(at(0), addr("8.8.8.8:2"), port).is_some(), other_port);
-            assert_eq!(nat.inbound(at(0), addr("9.9.9.9:1"), port).is_some(), stranger);
+            assert_eq!(
+                nat.inbound(at(0), addr("8.8.8.8:1"), port),
+                Some(addr(INSIDE))
+            );
+            assert_eq!(
+                nat.inbound(at(0), addr("8.8.8.8:2"), port).is_some(),
+                other_port
+            );
+            assert_eq!(
+                nat.inbound(at(0), addr("9.9.9.9:1"), port).is_some(),
+                stranger
+            );
             assert_eq!(nat.inbound(at(0), addr("8.8.8.8:1"), port ^ 1), None);
         }
     }
@@ -433,8 +483,11 @@ mod tests {
     #[test]
     fn ports_are_allocated_as_configured_and_a_collision_is_moved() {
         let allocate = |allocation, count: usize| -> Vec<u16> {
-            let mut nat = nat(NatConfig::new(Mapping::Apdm, Filtering::Apdf).allocation(allocation));
-            (1..=count).map(|last| send(&mut nat, &format!("8.8.8.8:{last}"))).collect()
+            let mut nat =
+                nat(NatConfig::new(Mapping::Apdm, Filtering::Apdf).allocation(allocation));
+            (1..=count)
+                .map(|last| send(&mut nat, &format!("8.8.8.8:{last}")))
+                .collect()
         };
         let preserved = allocate(Allocation::Preserving, 2);
         assert_eq!(preserved[0], 5_000);
@@ -442,7 +495,10 @@ mod tests {
         assert_eq!(allocate(Allocation::Offset(1_000), 1), [6_000]);
         assert_eq!(allocate(Allocation::Multiple(3), 1), [1_024 + 15_000]);
         let sequential = allocate(Allocation::Sequential(2), 4);
-        assert!(sequential.windows(2).all(|pair| pair[1] == pair[0] + 2), "{sequential:?}");
+        assert!(
+            sequential.windows(2).all(|pair| pair[1] == pair[0] + 2),
+            "{sequential:?}"
+        );
         let random = allocate(Allocation::Random, 3);
         assert!(random[0].abs_diff(random[1]) > 5 && random[1].abs_diff(random[2]) > 5);
     }
@@ -452,7 +508,10 @@ mod tests {
         let mut nat = nat(NatConfig::home().lifetime(Duration::from_secs(30)));
         let port = send(&mut nat, "8.8.8.8:1");
         assert!(nat.inbound(at(29), addr("8.8.8.8:1"), port).is_some());
-        assert!(nat.inbound(at(30), addr("8.8.8.8:1"), port).is_none(), "not refreshed from outside");
+        assert!(
+            nat.inbound(at(30), addr("8.8.8.8:1"), port).is_none(),
+            "not refreshed from outside"
+        );
         nat.outbound(at(40), addr(INSIDE), addr("8.8.8.8:1"));
         nat.outbound(at(60), addr(INSIDE), addr("8.8.8.8:1"));
         assert!(nat.inbound(at(89), addr("8.8.8.8:1"), port).is_some());
@@ -466,7 +525,10 @@ mod tests {
         let port = send(&mut with, "8.8.8.8:1");
         let to = SocketAddr::new(with.external(), port);
         let (source, destination) = with.hairpin(at(0), addr("192.168.1.3:6000"), to).unwrap();
-        assert_eq!((source, destination), (addr("203.0.113.1:6000"), addr(INSIDE)));
+        assert_eq!(
+            (source, destination),
+            (addr("203.0.113.1:6000"), addr(INSIDE))
+        );
         let mut without = nat(NatConfig::home());
         assert_eq!(without.hairpin(at(0), addr("192.168.1.3:6000"), to), None);
     }
@@ -474,7 +536,10 @@ mod tests {
     #[test]
     fn an_accepting_input_chain_loses_its_mapping_to_an_early_packet_and_a_closed_one_does_not() {
         for (input, moves) in [(Input::Accept, true), (Input::Drop, false)] {
-            let mut nat = nat(NatConfig { input, ..NatConfig::home() });
+            let mut nat = nat(NatConfig {
+                input,
+                ..NatConfig::home()
+            });
             let port = send(&mut nat, "8.8.8.8:1");
             assert_eq!(nat.inbound(at(0), addr("9.9.9.9:7"), port), None);
             assert_eq!(send(&mut nat, "9.9.9.9:7") != port, moves);

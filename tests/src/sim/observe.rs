@@ -74,12 +74,17 @@ impl Sim {
     /// What `meshctl status` would show, if the host runs.
     pub fn status(&self, id: HostId) -> Option<NetworkStatus> {
         let engine = self.host(id).engine()?;
-        engine.status(self.now()).into_iter().find(|status| status.index == NETWORK)
+        engine
+            .status(self.now())
+            .into_iter()
+            .find(|status| status.index == NETWORK)
     }
 
     /// What is wrong at a host, in its own words.
     pub fn health(&self, id: HostId) -> Vec<String> {
-        self.status(id).map(|status| status.health).unwrap_or_default()
+        self.status(id)
+            .map(|status| status.health)
+            .unwrap_or_default()
     }
 
     /// Starts a stream of inner packets.
@@ -93,7 +98,13 @@ impl Sim {
     /// Starts a stream of 100-byte packets every 50 ms that are sent back.
     pub fn echo(&mut self, from: HostId, to: HostId) -> FlowId {
         let interval = Duration::from_millis(50);
-        self.flow(FlowConfig { from, to, interval, size: 100, echo: true })
+        self.flow(FlowConfig {
+            from,
+            to,
+            interval,
+            size: 100,
+            echo: true,
+        })
     }
 
     /// Ends a stream; what is under way arrives.
@@ -124,9 +135,23 @@ impl Sim {
     }
 
     /// Sends a datagram whose source address is forged.
-    pub fn send_forged(&mut self, from: HostId, source: SocketAddr, destination: SocketAddr, bytes: Vec<u8>) {
+    pub fn send_forged(
+        &mut self,
+        from: HostId,
+        source: SocketAddr,
+        destination: SocketAddr,
+        bytes: Vec<u8>,
+    ) {
         let (ttl, body) = (DEFAULT_TTL, Body::Bytes(bytes));
-        self.send(from.0, Packet { source, destination, ttl, body });
+        self.send(
+            from.0,
+            Packet {
+                source,
+                destination,
+                ttl,
+                body,
+            },
+        );
     }
 
     /// Keeps a copy of the next datagrams that arrive at a host, at most this many.
@@ -147,15 +172,25 @@ impl Sim {
     /// Starts an overlay ping; see [`Self::pong`].
     pub fn ping(&mut self, from: HostId, to: HostId, token: u64, timeout: Duration) {
         let peer = self.key_of(to);
-        self.tell(from, Input::Ping { peer, token, timeout });
+        self.tell(
+            from,
+            Input::Ping {
+                peer,
+                token,
+                timeout,
+            },
+        );
     }
 
     /// The answer to a ping: `None` while it is waited for, `Some(None)` if none came.
     pub fn pong(&self, host: HostId, token: u64) -> Option<Option<PongInfo>> {
-        self.host(host).events.iter().find_map(|(_, event)| match event {
-            Event::Pong { token: own, answer } if *own == token => Some(answer.clone()),
-            _ => None,
-        })
+        self.host(host)
+            .events
+            .iter()
+            .find_map(|(_, event)| match event {
+                Event::Pong { token: own, answer } if *own == token => Some(answer.clone()),
+                _ => None,
+            })
     }
 
     /// Starts a measurement of the network; see [`Host::events`].
@@ -168,9 +203,11 @@ impl Sim {
         let key = self.key_of(to);
         let host: &Host = self.host(from);
         host.events.iter().find_map(|(at, event)| match event {
-            Event::PathChanged { peer, path: Some(path), .. } if *peer == key && path.kind == PathKind::Direct => {
-                Some(*at)
-            }
+            Event::PathChanged {
+                peer,
+                path: Some(path),
+                ..
+            } if *peer == key && path.kind == PathKind::Direct => Some(*at),
             _ => None,
         })
     }

@@ -106,9 +106,14 @@ pub(super) enum Notice {
 /// Where a connection stands.
 #[derive(Debug, PartialEq, Eq)]
 enum State {
-    Connecting { client: NodeId, since: Instant },
+    Connecting {
+        client: NodeId,
+        since: Instant,
+    },
     /// At the relay: the client's keys are not proved before it answers.
-    Accepted { client: NodeId },
+    Accepted {
+        client: NodeId,
+    },
     Established,
     Closed,
 }
@@ -136,7 +141,13 @@ pub(super) struct Connection {
 impl Connection {
     /// A client's end, which starts to connect.
     pub(super) fn connect(now: Instant, id: u64, client: NodeId, relay: NodeId) -> Self {
-        let mut connection = Self::new(now, id, relay, true, State::Connecting { client, since: now });
+        let mut connection = Self::new(
+            now,
+            id,
+            relay,
+            true,
+            State::Connecting { client, since: now },
+        );
         connection.push(now, Content::Connect { client, relay });
         connection.retransmit = Some(now + RETRANSMIT);
         connection
@@ -215,7 +226,10 @@ impl Connection {
             self.sent = now;
         }
         let connection = self.id;
-        self.out.push(Frame { connection, content });
+        self.out.push(Frame {
+            connection,
+            content,
+        });
     }
 
     /// A packet of this connection arrived.
@@ -285,7 +299,11 @@ impl Connection {
     }
 
     fn acknowledged(&mut self, now: Instant, next: u64) {
-        while self.unacked.front().is_some_and(|(sequence, _)| *sequence < next) {
+        while self
+            .unacked
+            .front()
+            .is_some_and(|(sequence, _)| *sequence < next)
+        {
             self.unacked.pop_front();
         }
         self.pause = RETRANSMIT;
@@ -304,8 +322,12 @@ impl Connection {
             State::Connecting { since, .. } => since + HANDSHAKE,
             State::Accepted { .. } | State::Established => self.idle_deadline(),
         };
-        let keep_alive = (self.is_client && self.state == State::Established).then(|| self.sent + KEEP_ALIVE);
-        [Some(base), keep_alive, self.retransmit].into_iter().flatten().min()
+        let keep_alive =
+            (self.is_client && self.state == State::Established).then(|| self.sent + KEEP_ALIVE);
+        [Some(base), keep_alive, self.retransmit]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// RFC 9000, section 10.1: what is received restarts the timer, and so does the first packet that wants an answer.
@@ -329,7 +351,13 @@ impl Connection {
             self.pause = (self.pause * 2).min(MAX_RETRANSMIT);
             self.retransmit = Some(now + self.pause);
             if let State::Connecting { client, .. } = self.state {
-                self.push(now, Content::Connect { client, relay: self.relay });
+                self.push(
+                    now,
+                    Content::Connect {
+                        client,
+                        relay: self.relay,
+                    },
+                );
             } else {
                 for (sequence, bytes) in self.unacked.clone() {
                     self.push(now, Content::Stream { sequence, bytes });
@@ -359,7 +387,12 @@ mod tests {
     }
 
     /// Carries packets between the ends until there are none; `lose` says which to forget.
-    fn exchange(now: Instant, client: &mut Connection, relay: &mut Connection, mut lose: impl FnMut() -> bool) -> Vec<Notice> {
+    fn exchange(
+        now: Instant,
+        client: &mut Connection,
+        relay: &mut Connection,
+        mut lose: impl FnMut() -> bool,
+    ) -> Vec<Notice> {
         let mut notices = Vec::new();
         loop {
             let (up, down) = (client.take_frames(), relay.take_frames());
@@ -384,7 +417,10 @@ mod tests {
         client.take_frames();
         let mut relay = Connection::accept(at(0), 1, id(1), id(2));
         let notices = exchange(at(0), &mut client, &mut relay, || false);
-        assert_eq!(notices, [Notice::Established(id(2)), Notice::Established(id(1))]);
+        assert_eq!(
+            notices,
+            [Notice::Established(id(2)), Notice::Established(id(1))]
+        );
         (client, relay)
     }
 
@@ -406,13 +442,21 @@ mod tests {
         client.send(at(1), b"one");
         client.send(at(1), b"two");
         let mut first = true;
-        let notices = exchange(at(1), &mut client, &mut relay, || std::mem::take(&mut first));
+        let notices = exchange(at(1), &mut client, &mut relay, || {
+            std::mem::take(&mut first)
+        });
         assert_eq!(notices, []);
         let later = client.deadline().unwrap();
         assert_eq!(later, at(301));
         assert_eq!(client.handle_timeout(later), []);
         let notices = exchange(later, &mut client, &mut relay, || false);
-        assert_eq!(notices, [Notice::Bytes(b"one".to_vec()), Notice::Bytes(b"two".to_vec())]);
+        assert_eq!(
+            notices,
+            [
+                Notice::Bytes(b"one".to_vec()),
+                Notice::Bytes(b"two".to_vec())
+            ]
+        );
     }
 
     #[test]
@@ -448,6 +492,9 @@ mod tests {
     fn a_relay_with_another_key_is_not_talked_to() {
         let mut client = Connection::connect(at(0), 1, id(1), id(2));
         let notices = client.receive(at(1), Content::Accept { relay: id(3) });
-        assert_eq!(notices, [Notice::Closed("the relay has another key".to_owned())]);
+        assert_eq!(
+            notices,
+            [Notice::Closed("the relay has another key".to_owned())]
+        );
     }
 }

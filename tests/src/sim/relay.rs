@@ -66,7 +66,11 @@ impl Relay {
 
     /// Its address for configurations.
     pub fn url(&self, ip: IpAddr) -> RelayUrl {
-        RelayUrl { id: self.id(), host: ip.to_string(), port: PORT }
+        RelayUrl {
+            id: self.id(),
+            host: ip.to_string(),
+            port: PORT,
+        }
     }
 
     /// The server while it runs.
@@ -95,23 +99,42 @@ impl Relay {
             return Vec::new();
         }
         let mut out = match packet.body {
-            Body::Bytes(bytes) => self.receive_bytes(now, packet.source, packet.destination.port(), bytes),
+            Body::Bytes(bytes) => {
+                self.receive_bytes(now, packet.source, packet.destination.port(), bytes)
+            }
             Body::Quic(frame) => self.receive_quic(now, packet.source, frame),
         };
         self.drain(now, &mut out);
         out
     }
 
-    fn receive_bytes(&mut self, now: Instant, from: SocketAddr, port: u16, mut bytes: Vec<u8>) -> Vec<Outgoing> {
-        let socket = if port == ALT_PORT { Socket::Alt } else { Socket::Main };
+    fn receive_bytes(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        port: u16,
+        mut bytes: Vec<u8>,
+    ) -> Vec<Outgoing> {
+        let socket = if port == ALT_PORT {
+            Socket::Alt
+        } else {
+            Socket::Main
+        };
         let Some(server) = &mut self.server else {
             return Vec::new();
         };
         match server.handle_udp(now, socket, from, &mut bytes) {
             Verdict::Forward { to, .. } => vec![(PORT, to, Body::Bytes(bytes))],
             Verdict::Reply(reply) => {
-                assert!(reply.payload().len() <= bytes.len(), "an answer larger than its question");
-                let port = if reply.socket == Socket::Alt { ALT_PORT } else { PORT };
+                assert!(
+                    reply.payload().len() <= bytes.len(),
+                    "an answer larger than its question"
+                );
+                let port = if reply.socket == Socket::Alt {
+                    ALT_PORT
+                } else {
+                    PORT
+                };
                 vec![(port, from, Body::Bytes(reply.payload().to_vec()))]
             }
             Verdict::Quic | Verdict::Dropped(_) => Vec::new(),
@@ -126,11 +149,21 @@ impl Relay {
             match frame.content {
                 Content::Connect { client, .. } => {
                     let connection = Connection::accept(now, id, client, own);
-                    self.clients.insert(id, Client { connection, address: from, framer: Framer::default() });
+                    self.clients.insert(
+                        id,
+                        Client {
+                            connection,
+                            address: from,
+                            framer: Framer::default(),
+                        },
+                    );
                 }
                 Content::Reset | Content::Close { .. } => {}
                 _ => {
-                    let reset = Frame { connection: id, content: Content::Reset };
+                    let reset = Frame {
+                        connection: id,
+                        content: Content::Reset,
+                    };
                     return vec![(PORT, from, Body::Quic(reset))];
                 }
             }
@@ -154,13 +187,20 @@ impl Relay {
         };
         for notice in notices {
             match notice {
-                Notice::Established(node) => server.handle_connected(now, ConnId(id), node, client.address),
+                Notice::Established(node) => {
+                    server.handle_connected(now, ConnId(id), node, client.address)
+                }
                 Notice::Bytes(bytes) => {
                     let mut input = &bytes[..];
                     while let Ok(Some(body)) = client.framer.next(&mut input) {
                         let message = ClientMessage::decode(body);
-                        assert!(message.is_ok(), "a client sent a message that the relay cannot read: {message:?}");
-                        message.into_iter().for_each(|message| server.handle_message(now, ConnId(id), message));
+                        assert!(
+                            message.is_ok(),
+                            "a client sent a message that the relay cannot read: {message:?}"
+                        );
+                        message
+                            .into_iter()
+                            .for_each(|message| server.handle_message(now, ConnId(id), message));
                     }
                 }
                 Notice::Closed(_) => server.handle_closed(ConnId(id)),
@@ -171,7 +211,10 @@ impl Relay {
     /// When [`Self::handle_timeout`] has to run.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let server = self.server.as_ref()?;
-        let clients = self.clients.values().filter_map(|client| client.connection.deadline());
+        let clients = self
+            .clients
+            .values()
+            .filter_map(|client| client.connection.deadline());
         clients.chain(server.poll_timeout()).min()
     }
 
@@ -183,7 +226,10 @@ impl Relay {
             .map(|(id, _)| *id)
             .collect();
         for id in due {
-            let notices = self.clients.get_mut(&id).map(|client| client.connection.handle_timeout(now));
+            let notices = self
+                .clients
+                .get_mut(&id)
+                .map(|client| client.connection.handle_timeout(now));
             self.notices(now, id, notices.unwrap_or_default());
         }
         if let Some(server) = &mut self.server
@@ -204,7 +250,10 @@ impl Relay {
         let mut outputs = 0;
         while let Some(output) = server.poll_output() {
             outputs += 1;
-            assert!(outputs <= MAX_OUTPUTS, "one input of a relay caused more than {MAX_OUTPUTS} outputs");
+            assert!(
+                outputs <= MAX_OUTPUTS,
+                "one input of a relay caused more than {MAX_OUTPUTS} outputs"
+            );
             match output {
                 Output::Wake(conn) => {
                     let bytes = server.take_messages(conn);
@@ -218,13 +267,20 @@ impl Relay {
                         client.connection.close(now, &reason.to_string());
                     }
                 }
-                Output::Datagram { to, payload, .. } => out.push((PORT, to, Body::Bytes(payload.to_vec()))),
+                Output::Datagram { to, payload, .. } => {
+                    out.push((PORT, to, Body::Bytes(payload.to_vec())))
+                }
             }
         }
         for client in self.clients.values_mut() {
             let frames = client.connection.take_frames();
-            out.extend(frames.into_iter().map(|frame| (PORT, client.address, Body::Quic(frame))));
+            out.extend(
+                frames
+                    .into_iter()
+                    .map(|frame| (PORT, client.address, Body::Quic(frame))),
+            );
         }
-        self.clients.retain(|_, client| !client.connection.is_closed());
+        self.clients
+            .retain(|_, client| !client.connection.is_closed());
     }
 }

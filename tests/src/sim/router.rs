@@ -41,7 +41,10 @@ impl Table {
 
     /// The link and the neighbour that lead to an address: the longest prefix, the newest of equal ones.
     pub fn route(&self, to: IpAddr) -> Option<(LinkIndex, IpAddr)> {
-        let matching = self.routes.iter().filter(|(prefix, ..)| prefix.contains(&to));
+        let matching = self
+            .routes
+            .iter()
+            .filter(|(prefix, ..)| prefix.contains(&to));
         let (_, link, via) = matching.max_by_key(|(prefix, ..)| prefix.prefix_len())?;
         Some((*link, via.unwrap_or(to)))
     }
@@ -49,7 +52,10 @@ impl Table {
     /// The address that packets of ours to `to` come from.
     pub fn source_for(&self, to: IpAddr) -> Option<IpAddr> {
         let (link, _) = self.route(to)?;
-        let mut own = self.addresses.iter().filter(|(on, ip)| *on == link && ip.is_ipv4() == to.is_ipv4());
+        let mut own = self
+            .addresses
+            .iter()
+            .filter(|(on, ip)| *on == link && ip.is_ipv4() == to.is_ipv4());
         own.next().map(|(_, ip)| *ip)
     }
 }
@@ -68,22 +74,38 @@ pub struct RouterConfig {
 impl RouterConfig {
     /// Forwards everything.
     pub const fn open() -> Self {
-        Self { nat: None, firewall: None, udp_blocked: false }
+        Self {
+            nat: None,
+            firewall: None,
+            udp_blocked: false,
+        }
     }
 
     /// Translates IPv4 and lets in answers only over IPv6.
     pub const fn nat(nat: NatConfig) -> Self {
-        Self { nat: Some(nat), firewall: Some(Filtering::Apdf), udp_blocked: false }
+        Self {
+            nat: Some(nat),
+            firewall: Some(Filtering::Apdf),
+            udp_blocked: false,
+        }
     }
 
     /// Translates nothing and lets in what this filter allows.
     pub const fn firewall(filtering: Filtering) -> Self {
-        Self { nat: None, firewall: Some(filtering), udp_blocked: false }
+        Self {
+            nat: None,
+            firewall: Some(filtering),
+            udp_blocked: false,
+        }
     }
 
     /// Lets no UDP through.
     pub const fn udp_blocked() -> Self {
-        Self { nat: None, firewall: None, udp_blocked: true }
+        Self {
+            nat: None,
+            firewall: None,
+            udp_blocked: true,
+        }
     }
 }
 
@@ -114,7 +136,9 @@ impl Router {
         Self {
             outside: Some(outside),
             nat: config.nat.map(|nat| Nat::new(nat, external, rng.fork())),
-            firewall: config.firewall.map(|filtering| Firewall::new(filtering, FIREWALL_LIFETIME)),
+            firewall: config
+                .firewall
+                .map(|filtering| Firewall::new(filtering, FIREWALL_LIFETIME)),
             udp_blocked: config.udp_blocked,
             hops: 1,
             blocked: Vec::new(),
@@ -180,7 +204,11 @@ impl Router {
         }
         packet.ttl -= self.hops;
         let (source, destination) = (packet.source.ip(), packet.destination.ip());
-        if self.blocked.iter().any(|(from, to)| from.contains(&source) && to.contains(&destination)) {
+        if self
+            .blocked
+            .iter()
+            .any(|(from, to)| from.contains(&source) && to.contains(&destination))
+        {
             return Err("blocked");
         }
         let (link, next) = table.route(destination).ok_or("no route")?;
@@ -196,18 +224,29 @@ impl Router {
         Ok((link, next, packet))
     }
 
-    fn translate_in(&mut self, now: Instant, is_inbound: bool, mut packet: Packet) -> Result<Packet, &'static str> {
+    fn translate_in(
+        &mut self,
+        now: Instant,
+        is_inbound: bool,
+        mut packet: Packet,
+    ) -> Result<Packet, &'static str> {
         let destination = packet.destination;
-        let nat = self.nat.as_mut().filter(|nat| nat.external() == destination.ip());
+        let nat = self
+            .nat
+            .as_mut()
+            .filter(|nat| nat.external() == destination.ip());
         let nat = nat.ok_or("for the router itself")?;
         if is_inbound {
-            packet.destination = nat.inbound(now, packet.source, destination.port()).ok_or("unsolicited")?;
+            packet.destination = nat
+                .inbound(now, packet.source, destination.port())
+                .ok_or("unsolicited")?;
         } else {
             if packet.ttl <= self.hops {
                 return Err("hop limit");
             }
-            (packet.source, packet.destination) =
-                nat.hairpin(now, packet.source, destination).ok_or("no hairpinning")?;
+            (packet.source, packet.destination) = nat
+                .hairpin(now, packet.source, destination)
+                .ok_or("no hairpinning")?;
         }
         Ok(packet)
     }
@@ -215,7 +254,9 @@ impl Router {
     fn translate_out(&mut self, now: Instant, packet: &mut Packet) -> Result<(), &'static str> {
         match &mut self.nat {
             Some(nat) if packet.source.is_ipv4() => {
-                packet.source = nat.outbound(now, packet.source, packet.destination).ok_or("no port left")?;
+                packet.source = nat
+                    .outbound(now, packet.source, packet.destination)
+                    .ok_or("no port left")?;
             }
             _ => {
                 if let Some(firewall) = &mut self.firewall {
@@ -260,8 +301,16 @@ mod tests {
         table.addresses = vec![(LAN, "192.168.1.1".parse().unwrap()), (WAN, external)];
         table.add_route("192.168.1.0/24".parse().unwrap(), LAN, None);
         table.add_route("2001:db8:1::/64".parse().unwrap(), LAN, None);
-        table.add_route("0.0.0.0/0".parse().unwrap(), WAN, Some("203.0.113.254".parse().unwrap()));
-        table.add_route("::/0".parse().unwrap(), WAN, Some("2001:db8::fe".parse().unwrap()));
+        table.add_route(
+            "0.0.0.0/0".parse().unwrap(),
+            WAN,
+            Some("203.0.113.254".parse().unwrap()),
+        );
+        table.add_route(
+            "::/0".parse().unwrap(),
+            WAN,
+            Some("2001:db8::fe".parse().unwrap()),
+        );
         table
     }
 
@@ -276,26 +325,64 @@ mod tests {
     #[test]
     fn a_datagram_dies_at_the_router_of_its_hop_limit_after_opening_the_mappings_before_it() {
         let table = table();
-        let mut nat = router(RouterConfig::nat(NatConfig::new(Mapping::Eim, Filtering::Apdf)));
+        let mut nat = router(RouterConfig::nat(NatConfig::new(
+            Mapping::Eim,
+            Filtering::Apdf,
+        )));
         let dead = nat.forward(at(0), LAN, &table, packet("192.168.1.2:5", "9.9.9.9:7", 1));
         assert_eq!(dead.unwrap_err(), "hop limit");
         assert_eq!(nat.nat.as_ref().unwrap().mappings(at(0)), 0);
-        let (link, next, out) = nat.forward(at(0), LAN, &table, packet("192.168.1.2:5000", "9.9.9.9:7", 2)).unwrap();
-        assert_eq!((link, next.to_string(), out.ttl), (WAN, "203.0.113.254".to_owned(), 1));
+        let (link, next, out) = nat
+            .forward(
+                at(0),
+                LAN,
+                &table,
+                packet("192.168.1.2:5000", "9.9.9.9:7", 2),
+            )
+            .unwrap();
+        assert_eq!(
+            (link, next.to_string(), out.ttl),
+            (WAN, "203.0.113.254".to_owned(), 1)
+        );
         assert_eq!(out.source, "203.0.113.1:5000".parse().unwrap());
         let mut core = Router::core(1);
-        assert_eq!(core.forward(at(0), LAN, &table, out).unwrap_err(), "hop limit");
-        let (link, _, answer) = nat.forward(at(0), WAN, &table, packet("9.9.9.9:7", "203.0.113.1:5000", 9)).unwrap();
-        assert_eq!((link, answer.destination), (LAN, "192.168.1.2:5000".parse().unwrap()));
+        assert_eq!(
+            core.forward(at(0), LAN, &table, out).unwrap_err(),
+            "hop limit"
+        );
+        let (link, _, answer) = nat
+            .forward(
+                at(0),
+                WAN,
+                &table,
+                packet("9.9.9.9:7", "203.0.113.1:5000", 9),
+            )
+            .unwrap();
+        assert_eq!(
+            (link, answer.destination),
+            (LAN, "192.168.1.2:5000".parse().unwrap())
+        );
     }
 
     #[test]
     fn the_routers_own_input_does_not_depend_on_the_hop_limit() {
         let table = table();
         let mut nat = router(RouterConfig::nat(NatConfig::home().accepting_input()));
-        let early = nat.forward(at(0), WAN, &table, packet("9.9.9.9:7", "203.0.113.1:5000", 1));
+        let early = nat.forward(
+            at(0),
+            WAN,
+            &table,
+            packet("9.9.9.9:7", "203.0.113.1:5000", 1),
+        );
         assert_eq!(early.unwrap_err(), "unsolicited");
-        let (.., out) = nat.forward(at(0), LAN, &table, packet("192.168.1.2:5000", "9.9.9.9:7", 64)).unwrap();
+        let (.., out) = nat
+            .forward(
+                at(0),
+                LAN,
+                &table,
+                packet("192.168.1.2:5000", "9.9.9.9:7", 64),
+            )
+            .unwrap();
         assert_ne!(out.source.port(), 5_000);
     }
 
@@ -306,9 +393,14 @@ mod tests {
         let (inside, outside) = ("[2001:db8:1::2]:5", "[2001:db8:2::2]:5");
         let early = nat.forward(at(0), WAN, &table, packet(outside, inside, 64));
         assert_eq!(early.unwrap_err(), "not let in");
-        let (.., out) = nat.forward(at(0), LAN, &table, packet(inside, outside, 64)).unwrap();
+        let (.., out) = nat
+            .forward(at(0), LAN, &table, packet(inside, outside, 64))
+            .unwrap();
         assert_eq!(out.source, inside.parse().unwrap());
-        assert!(nat.forward(at(0), WAN, &table, packet(outside, inside, 64)).is_ok());
+        assert!(
+            nat.forward(at(0), WAN, &table, packet(outside, inside, 64))
+                .is_ok()
+        );
     }
 
     #[test]
@@ -317,20 +409,42 @@ mod tests {
         let mut open = router(RouterConfig::open());
         let out = || packet("192.168.1.2:5", "9.9.9.9:7", 64);
         assert!(open.forward(at(0), LAN, &table, out()).is_ok());
-        open.block("192.168.1.0/24".parse().unwrap(), "9.9.9.9/32".parse().unwrap());
-        assert_eq!(open.forward(at(0), LAN, &table, out()).unwrap_err(), "blocked");
+        open.block(
+            "192.168.1.0/24".parse().unwrap(),
+            "9.9.9.9/32".parse().unwrap(),
+        );
+        assert_eq!(
+            open.forward(at(0), LAN, &table, out()).unwrap_err(),
+            "blocked"
+        );
         open.unblock();
         open.set_udp_blocked(true);
-        assert_eq!(open.forward(at(0), LAN, &table, out()).unwrap_err(), "UDP is blocked");
+        assert_eq!(
+            open.forward(at(0), LAN, &table, out()).unwrap_err(),
+            "UDP is blocked"
+        );
     }
 
     #[test]
     fn the_longest_prefix_and_then_the_newest_route_wins() {
         let mut table = table();
-        assert_eq!(table.route("192.168.1.9".parse().unwrap()), Some((LAN, "192.168.1.9".parse().unwrap())));
-        table.add_route("0.0.0.0/0".parse().unwrap(), LAN, Some("192.168.1.7".parse().unwrap()));
-        assert_eq!(table.route("8.8.8.8".parse().unwrap()), Some((LAN, "192.168.1.7".parse().unwrap())));
+        assert_eq!(
+            table.route("192.168.1.9".parse().unwrap()),
+            Some((LAN, "192.168.1.9".parse().unwrap()))
+        );
+        table.add_route(
+            "0.0.0.0/0".parse().unwrap(),
+            LAN,
+            Some("192.168.1.7".parse().unwrap()),
+        );
+        assert_eq!(
+            table.route("8.8.8.8".parse().unwrap()),
+            Some((LAN, "192.168.1.7".parse().unwrap()))
+        );
         table.remove_link(LAN);
-        assert_eq!(table.source_for("8.8.8.8".parse().unwrap()), Some("203.0.113.1".parse().unwrap()));
+        assert_eq!(
+            table.source_for("8.8.8.8".parse().unwrap()),
+            Some("203.0.113.1".parse().unwrap())
+        );
     }
 }

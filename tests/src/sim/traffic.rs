@@ -66,24 +66,41 @@ impl Flow {
 
     /// When the first packet was done, as in [`Self::works`].
     pub fn first_success(&self) -> Option<Instant> {
-        let done = |packet: &Fate| if self.config.echo { packet.answered } else { packet.delivered };
+        let done = |packet: &Fate| {
+            if self.config.echo {
+                packet.answered
+            } else {
+                packet.delivered
+            }
+        };
         self.packets.iter().filter_map(done).min()
     }
 
     /// Packets that were sent in `range` and are not done yet.
     pub fn missing(&self, range: std::ops::Range<Instant>) -> usize {
-        let sent = self.packets.iter().filter(|packet| range.contains(&packet.sent));
+        let sent = self
+            .packets
+            .iter()
+            .filter(|packet| range.contains(&packet.sent));
         sent.filter(|packet| !self.has_arrived(packet)).count()
     }
 
     /// True when a packet that was sent at `since` or later is done.
     pub fn works_since(&self, since: Instant) -> bool {
-        let late = self.packets.iter().rev().take_while(|packet| packet.sent >= since);
+        let late = self
+            .packets
+            .iter()
+            .rev()
+            .take_while(|packet| packet.sent >= since);
         late.into_iter().any(|packet| self.has_arrived(packet))
     }
 
     fn has_arrived(&self, packet: &Fate) -> bool {
-        if self.config.echo { packet.answered.is_some() } else { packet.delivered.is_some() }
+        if self.config.echo {
+            packet.answered.is_some()
+        } else {
+            packet.delivered.is_some()
+        }
     }
 }
 

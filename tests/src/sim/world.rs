@@ -36,7 +36,7 @@ pub struct RelayId(pub(super) NodeIndex);
 
 /// What a node is.
 pub(super) enum Role {
-    Router(Router),
+    Router(Box<Router>),
     Host(Box<Host>),
     Relay(Box<Relay>),
 }
@@ -51,7 +51,11 @@ pub(super) struct Node {
 /// Something that happens at an instant.
 pub(super) enum Event {
     /// A packet comes off a link.
-    Arrive { node: NodeIndex, link: LinkIndex, packet: Packet },
+    Arrive {
+        node: NodeIndex,
+        link: LinkIndex,
+        packet: Packet,
+    },
     /// A host reads what has arrived.
     Read(HostId),
     /// A host's engine is told something.
@@ -98,7 +102,7 @@ impl Ord for Scheduled {
 
 /// When a run begins: some time after boot, as for a real host.
 const START: Instant = Instant::from_boot(Duration::from_secs(100_000));
-/// Entries of the log that a failing run shows.
+/// Entries of the log that a failing run shows, unless `MESH_SIM_LOG` asks for all that are kept.
 const SHOWN: usize = 400;
 
 /// One run. Use one per thread at a time: the clock of the sessions is the thread's.
@@ -173,7 +177,11 @@ impl Sim {
         let at = at.max(self.now);
         self.sequence += 1;
         let sequence = self.sequence;
-        self.queue.push(Reverse(Scheduled { at, sequence, event }));
+        self.queue.push(Reverse(Scheduled {
+            at,
+            sequence,
+            event,
+        }));
     }
 
     /// Does something after a while.
@@ -191,7 +199,12 @@ impl Sim {
     ///
     /// # Panics
     /// If it does not hold within `limit`; `what` says what was waited for.
-    pub fn run_until(&mut self, what: &str, limit: Duration, condition: impl Fn(&Self) -> bool) -> Duration {
+    pub fn run_until(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        condition: impl Fn(&Self) -> bool,
+    ) -> Duration {
         match self.try_until(limit, condition) {
             Some(took) => took,
             None => panic!("not within {limit:?}: {what}"),
@@ -199,7 +212,11 @@ impl Sim {
     }
 
     /// As [`Self::run_until`]; `None` if the condition does not hold in time.
-    pub fn try_until(&mut self, limit: Duration, condition: impl Fn(&Self) -> bool) -> Option<Duration> {
+    pub fn try_until(
+        &mut self,
+        limit: Duration,
+        condition: impl Fn(&Self) -> bool,
+    ) -> Option<Duration> {
         let (start, end) = (self.now, self.now + limit);
         loop {
             if condition(self) {
@@ -246,7 +263,8 @@ impl Sim {
 
     /// Sends a packet off on its way from the node that made it.
     pub(super) fn send(&mut self, from: NodeIndex, packet: Packet) {
-        self.log.push(self.now, from.0, Entry::Sent((&packet).into()));
+        self.log
+            .push(self.now, from.0, Entry::Sent((&packet).into()));
         match self.nodes[from.0].table.route(packet.destination.ip()) {
             Some((link, next)) => self.transmit(from, link, next, packet),
             None => self.dropped(from, &packet, "no route"),
@@ -273,7 +291,8 @@ impl Sim {
     }
 
     fn dropped(&mut self, node: NodeIndex, packet: &Packet, why: &'static str) {
-        self.log.push(self.now, node.0, Entry::Dropped(packet.into(), why));
+        self.log
+            .push(self.now, node.0, Entry::Dropped(packet.into(), why));
     }
 
     fn arrive(&mut self, node: NodeIndex, link: LinkIndex, packet: Packet) {
@@ -287,11 +306,17 @@ impl Sim {
                     Err(why) => self.dropped(node, &kept, why),
                 }
             }
-            _ if !place.table.owns(packet.destination.ip()) => self.dropped(node, &packet, "not for this node"),
+            _ if !place.table.owns(packet.destination.ip()) => {
+                self.dropped(node, &packet, "not for this node")
+            }
             Role::Host(_) => self.arrive_at_host(HostId(node), packet),
+            Role::Relay(relay) if relay.server().is_none() => {
+                self.dropped(node, &packet, "the relay is down");
+            }
             Role::Relay(relay) => {
                 let outgoing = relay.receive(now, packet.clone());
-                self.log.push(now, node.0, Entry::Received((&packet).into()));
+                self.log
+                    .push(now, node.0, Entry::Received((&packet).into()));
                 self.relay_sends(RelayId(node), outgoing);
             }
         }
@@ -301,7 +326,8 @@ impl Sim {
         if packet.destination.port() != self.host(id).port {
             return self.dropped(id.0, &packet, "no such port");
         }
-        self.log.push(self.now, id.0.0, Entry::Received((&packet).into()));
+        self.log
+            .push(self.now, id.0.0, Entry::Received((&packet).into()));
         let Packet { source, body, .. } = packet;
         let host = self.host_mut(id);
         if let Body::Bytes(bytes) = &body
@@ -322,7 +348,13 @@ impl Sim {
     }
 
     /// Sends a datagram from a host's mesh socket.
-    pub(super) fn send_from_host(&mut self, id: HostId, to: SocketAddr, ttl: Option<u8>, body: Body) {
+    pub(super) fn send_from_host(
+        &mut self,
+        id: HostId,
+        to: SocketAddr,
+        ttl: Option<u8>,
+        body: Body,
+    ) {
         let port = self.host(id).port;
         let Some(ip) = self.nodes[id.0.0].table.source_for(to.ip()) else {
             let text = format!("no route to {to}");
@@ -379,9 +411,18 @@ impl Sim {
     }
 
     fn print(&self) {
-        eprintln!("--- the run of seed {} failed at {:?}; newest entries:", self.seed, self.elapsed());
+        eprintln!(
+            "--- the run of seed {} failed at {:?}; newest entries:",
+            self.seed,
+            self.elapsed()
+        );
         let entries: Vec<_> = self.log.entries().collect();
-        for (at, node, entry) in &entries[entries.len().saturating_sub(SHOWN)..] {
+        let shown = if std::env::var_os("MESH_SIM_LOG").is_some() {
+            entries.len()
+        } else {
+            SHOWN
+        };
+        for (at, node, entry) in &entries[entries.len().saturating_sub(shown)..] {
             let name = &self.nodes[*node].name;
             eprintln!("{:>11.6} {name:<8} {entry}", at.since(START).as_secs_f64());
         }
