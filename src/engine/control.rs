@@ -37,7 +37,7 @@ impl Engine {
                 version,
                 instance,
                 reply,
-            } => self.handle_hello(now, index, version, instance, reply),
+            } => self.handle_hello(now, path, index, version, instance, reply),
             Control::Probe { transaction } => {
                 self.handle_probe(now, path, index, packet.len(), transaction)
             }
@@ -62,6 +62,7 @@ impl Engine {
     fn handle_hello(
         &mut self,
         now: Instant,
+        path: PathKey,
         index: PeerIndex,
         version: u8,
         instance: u64,
@@ -75,6 +76,14 @@ impl Engine {
             return;
         };
         let news = peer.hello.instance != Some(instance);
+        // Both sides of a punch start by this; it is measured before the first call can arrive.
+        if reply
+            && let Some(sample) = peer.hello.round_trip(now)
+            && let Some(path) = peer.paths.get_mut(path)
+            && path.rtt().is_none()
+        {
+            path.measured(sample);
+        }
         peer.hello.finished(instance);
         if !reply {
             let answer = Control::Hello {
@@ -109,20 +118,26 @@ impl Engine {
             return;
         }
         let check = !path.is_proven(now) && path.may_answer(now, size);
-        let speaks = peer.hello.instance.is_some();
         self.send_control(index, Some(key), &Control::ProbeAck { transaction }, None);
-        if let PathKey::Direct(remote) = key
-            && check
-            && speaks
-        {
-            if let Some(punch) = self
-                .peer_mut(index)
-                .and_then(|peer| peer.punching.running.as_mut())
-            {
-                punch.add_target(remote);
-            }
-            let transaction = self.rng.u64();
-            self.send_probe(now, index, key, transaction);
+        if check {
+            self.check_path(now, index, key);
         }
+    }
+
+    /// Probes an address that the peer turned out to send from, if a direct path is wanted.
+    fn check_path(&mut self, now: Instant, index: PeerIndex, key: PathKey) {
+        let Some(peer) = self.peer_mut(index) else {
+            return;
+        };
+        let PathKey::Direct(remote) = key else { return };
+        let wanted = peer.hello.instance.is_some() && !peer.paths.has_usable_direct(now);
+        if !wanted || !peer.punching.may_check(now) {
+            return;
+        }
+        if let Some(punch) = &mut peer.punching.running {
+            punch.add_target(remote);
+        }
+        let transaction = self.rng.u64();
+        self.send_probe(now, index, key, transaction);
     }
 }

@@ -133,7 +133,7 @@ impl Engine {
             }
         }
         peer.punching.called = None;
-        peer.punching.running = Some(Punch::new(peer.punching.failed, start, distinct));
+        peer.punching.running = Some(Punch::new(start, distinct));
     }
 
     fn run_punch(&mut self, now: Instant, index: PeerIndex) {

@@ -164,7 +164,7 @@ impl Engine {
         })
     }
 
-    fn ready_relays(&self, network: NetworkIndex) -> Vec<RelayHandle> {
+    pub(super) fn ready_relays(&self, network: NetworkIndex) -> Vec<RelayHandle> {
         let relays = self
             .networks
             .get(&network)
@@ -179,20 +179,19 @@ impl Engine {
 
     /// Asks for a channel to a peer, unless there is one.
     pub(super) fn open_channel(&mut self, now: Instant, index: PeerIndex, relay: RelayHandle) {
+        let ready = |relay: &RelayClient| relay.ready().is_some();
+        if !self.relays.get(&relay).is_some_and(ready) {
+            return;
+        }
         let Some(peer) = self.peer_mut(index) else {
             return;
         };
         let Some(id) = peer.node_id() else { return };
-        let known = peer
+        let ask = peer
             .paths
             .get_or_add(PathKey::Relay(relay), now)
-            .is_none_or(|path| path.has_channel());
-        if !known
-            && self
-                .relays
-                .get(&relay)
-                .is_some_and(|relay| relay.ready().is_some())
-        {
+            .is_some_and(|path| path.ask_for_channel(now));
+        if ask {
             self.tell_relay(relay, ClientMessage::OpenChannel { peer: id });
         }
     }

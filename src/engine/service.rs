@@ -14,6 +14,7 @@ impl Engine {
     /// Does everything that is due for one peer, and arms its next turn.
     pub(super) fn service_peer(&mut self, now: Instant, index: PeerIndex, out: &mut Batches) {
         self.service_session(now, index);
+        self.service_channels(now, index);
         self.service_pings(now, index);
         self.service_handshake(now, index);
         self.service_hello(now, index);
@@ -49,6 +50,17 @@ impl Engine {
         }
     }
 
+    /// A peer in use has a channel through every relay that is ready, so that any failure leaves somewhere to go.
+    fn service_channels(&mut self, now: Instant, index: PeerIndex) {
+        let Some(peer) = self.peer(index) else { return };
+        if !peer.is_active(now) || !peer.is_ready() {
+            return;
+        }
+        for relay in self.ready_relays(peer.network) {
+            self.open_channel(now, index, relay);
+        }
+    }
+
     /// There is something to say to a peer that has no session, or no path: see to it that it gets one.
     pub(super) fn want_session(&mut self, now: Instant, index: PeerIndex, out: &mut Batches) {
         let Some(peer) = self.peers.get_mut(index.0 as usize) else {
@@ -68,7 +80,9 @@ impl Engine {
             return;
         };
         let unreachable = !peer.is_ready() || peer.paths.route().is_none();
-        if peer.handshake.is_none() && !peer.pings.is_empty() && unreachable {
+        // The peer may have restarted: then it answers nothing that is sealed with the old keys, on any path.
+        let dead = peer.is_active(now) && peer.paths.current_failed();
+        if peer.handshake.is_none() && (!peer.pings.is_empty() && unreachable || dead) {
             peer.handshake = Some(Handshake::new(now));
         }
         let rtt = peer.paths.current().and_then(Path::rtt);

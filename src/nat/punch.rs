@@ -11,9 +11,17 @@ use std::time::Duration;
 use crate::limits;
 use crate::time::Instant;
 
-/// When probes go out, counted from the opener: dense while mappings are fresh, up to four seconds for slow routers.
+/// When openers go out, counted from the start, and how many routers they pass. 2 dies on the first router behind a
+/// plain home NAT. Behind two NATs it takes one more, and an opener that goes too far arrives after the peer's own
+/// first opener has left, so that it finds a mapping to fit.
+const OPENERS: [(Duration, u8); 3] = [
+    (Duration::ZERO, 2),
+    (Duration::from_millis(5), 3),
+    (Duration::from_millis(10), 4),
+];
+/// When probes go out: dense while mappings are fresh, up to four seconds for slow routers.
 const PROBES: [Duration; 9] = [
-    Duration::from_millis(10),
+    Duration::from_millis(15),
     Duration::from_millis(33),
     Duration::from_millis(66),
     Duration::from_millis(133),
@@ -25,11 +33,6 @@ const PROBES: [Duration; 9] = [
 ];
 /// How long the last probe's answer is waited for.
 const LAST_WAIT: Duration = Duration::from_millis(500);
-/// Openers pass this many routers in the first round, one more in each following: 2 dies on the first router behind a
-/// plain home NAT; behind two NATs the second round is needed.
-const FIRST_TTL: u8 = 2;
-/// More routers than this before the peer's NAT would be passed anyway.
-const MAX_TTL: u8 = 5;
 /// Pauses after failed rounds.
 const RETRY: [Duration; 4] = [
     Duration::from_secs(5),
@@ -52,19 +55,17 @@ pub(crate) enum Step {
 /// One round towards one peer.
 #[derive(Debug)]
 pub(crate) struct Punch {
-    round: u32,
     start: Instant,
-    /// Steps taken: 0 is the opener.
+    /// Steps taken: first the openers, then the probes.
     step: usize,
     targets: Vec<SocketAddr>,
 }
 
 impl Punch {
     /// A round that starts at `start` towards `targets`, of which the first [`limits::MAX_CANDIDATES`] count.
-    pub(crate) fn new(round: u32, start: Instant, mut targets: Vec<SocketAddr>) -> Self {
+    pub(crate) fn new(start: Instant, mut targets: Vec<SocketAddr>) -> Self {
         targets.truncate(limits::MAX_CANDIDATES);
         Self {
-            round,
             start,
             step: 0,
             targets,
@@ -89,13 +90,10 @@ impl Punch {
     }
 
     pub(crate) fn deadline(&self) -> Instant {
-        match self.step {
-            0 => self.start,
-            step => match PROBES.get(step - 1) {
-                Some(offset) => self.start + *offset,
-                None => self.start + PROBES[PROBES.len() - 1] + LAST_WAIT,
-            },
-        }
+        let openers = OPENERS.iter().map(|(offset, _)| *offset);
+        let mut steps = openers.chain(PROBES).skip(self.step);
+        let end = PROBES[PROBES.len() - 1] + LAST_WAIT;
+        self.start + steps.next().unwrap_or(end)
     }
 
     /// The step that is due at `now`, if one is.
@@ -103,20 +101,14 @@ impl Punch {
         if now < self.deadline() {
             return None;
         }
-        let step = match self.step {
-            0 => Step::Open(opener_ttl(self.round)),
-            step if step <= PROBES.len() => Step::Probe,
-            _ => Step::Done,
+        let step = match OPENERS.get(self.step) {
+            Some((_, ttl)) => Step::Open(*ttl),
+            None if self.step < OPENERS.len() + PROBES.len() => Step::Probe,
+            None => Step::Done,
         };
         self.step += 1;
         Some(step)
     }
-}
-
-/// TTL of the openers of a round, counted from 0.
-fn opener_ttl(round: u32) -> u8 {
-    let span = u32::from(MAX_TTL - FIRST_TTL) + 1;
-    FIRST_TTL + u8::try_from(round % span).unwrap_or(0)
 }
 
 /// How long to wait after the `failed`-th round in a row (counted from 0) ended without a path.
@@ -132,33 +124,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_round_is_an_opener_then_nine_probes_then_the_end() {
+    fn a_round_is_openers_that_reach_further_and_further_then_probes_then_the_end() {
         let start = Instant::from_boot(Duration::from_secs(9));
-        let mut punch = Punch::new(0, start, vec!["1.2.3.4:5".parse().unwrap()]);
+        let mut punch = Punch::new(start, vec!["1.2.3.4:5".parse().unwrap()]);
         assert_eq!(punch.poll(start - Duration::from_millis(1)), None);
-        assert_eq!(punch.poll(start), Some(Step::Open(2)));
-        assert_eq!(punch.poll(start), None);
-        let mut probes = 0;
-        loop {
+        let mut steps = Vec::new();
+        while steps.last() != Some(&Step::Done) {
             let now = punch.deadline();
-            match punch.poll(now) {
-                Some(Step::Probe) => probes += 1,
-                Some(Step::Done) => break,
-                other => panic!("unexpected {other:?}"),
-            }
+            steps.push(punch.poll(now).unwrap());
+            assert!(punch.deadline() > now || steps.last() == Some(&Step::Done));
         }
-        assert_eq!(probes, 9);
-    }
-
-    #[test]
-    fn openers_reach_one_router_further_each_round_up_to_a_bound() {
-        let ttls: Vec<u8> = (0..6).map(opener_ttl).collect();
-        assert_eq!(ttls, [2, 3, 4, 5, 2, 3]);
+        assert_eq!(steps[..3], [Step::Open(2), Step::Open(3), Step::Open(4)]);
+        assert_eq!(steps[3..12], [Step::Probe; 9]);
+        assert_eq!(steps.len(), 13);
     }
 
     #[test]
     fn targets_are_bounded_and_distinct() {
-        let mut punch = Punch::new(0, Instant::default(), Vec::new());
+        let mut punch = Punch::new(Instant::default(), Vec::new());
         for port in 1..1_000 {
             punch.add_target(SocketAddr::from(([1, 2, 3, 4], port)));
         }

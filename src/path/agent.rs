@@ -104,10 +104,32 @@ impl PathSet {
         self.paths.iter().any(Path::has_channel)
     }
 
-    /// Takes the answer to a probe. It counts only on the path that the probe was sent on.
-    pub(crate) fn probe_answered(&mut self, key: PathKey, transaction: u64, now: Instant) -> bool {
-        self.get_mut(key)
-            .is_some_and(|path| path.probe_answered(transaction, now).is_some())
+    /// Takes the answer to a probe that arrived by `arrival`; it proves the path that the probe was sent on.
+    ///
+    /// The answer to a direct probe need not come from where the probe was sent: between two NATs whose mappings depend
+    /// on the destination, each direction keeps ports of its own. But an answer through a relay shows nothing about the
+    /// direct way back.
+    pub(crate) fn probe_answered(
+        &mut self,
+        arrival: PathKey,
+        transaction: u64,
+        now: Instant,
+    ) -> bool {
+        match arrival {
+            PathKey::Relay(_) => self
+                .get_mut(arrival)
+                .is_some_and(|path| path.probe_answered(transaction, now)),
+            PathKey::Direct(_) => self
+                .paths
+                .iter_mut()
+                .filter(|path| matches!(path.key, PathKey::Direct(_)))
+                .any(|path| path.probe_answered(transaction, now)),
+        }
+    }
+
+    /// The path in use does not answer, and nothing better is there.
+    pub(crate) fn current_failed(&self) -> bool {
+        self.current().is_some_and(Path::has_failed)
     }
 
     /// Keepalives are for peers in use, and for the last path of a peer that no relay reaches.
@@ -258,14 +280,17 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_on_another_path_proves_nothing() {
+    fn an_answer_proves_the_path_of_its_probe_but_not_when_it_comes_through_a_relay() {
         let mut set = relayed();
         set.get_or_add(direct(1), at(0))
             .unwrap()
             .probe_sent(42, at(0));
         set.get_or_add(direct(2), at(0)).unwrap();
-        assert!(!set.probe_answered(direct(2), 42, at(1)));
+        assert!(!set.probe_answered(relay(), 42, at(1)));
         assert!(!set.has_usable_direct(at(1)));
+        assert!(set.probe_answered(direct(2), 42, at(1)));
+        assert!(set.get(direct(1)).unwrap().is_usable(at(1)));
+        assert!(!set.get(direct(2)).unwrap().is_usable(at(1)));
     }
 
     #[test]

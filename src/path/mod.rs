@@ -53,6 +53,7 @@ pub(crate) struct Path {
     pub(crate) key: PathKey,
     /// For a relay path, once the relay has opened a channel.
     channel: Option<(SocketAddr, u32)>,
+    channel_asked: Option<Instant>,
     rtt: Option<Duration>,
     /// When our own probe, or handshake, was last answered on it.
     proven: Option<Instant>,
@@ -77,14 +78,16 @@ pub(crate) const TRUST: Duration = Duration::from_secs(32);
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
 /// A probe is given up after 1.5 round trips, but not before this.
 const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(100);
-/// And after this on a path that was never measured (RFC 6298's first timeout).
-const FIRST_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// And after this on a path that was never measured: two satellite hops there and back.
+const FIRST_PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Round trip time assumed on a path that was never measured.
 const DEFAULT_RTT: Duration = Duration::from_millis(250);
 /// Probes in a row without an answer that make a path unusable.
 const MAX_UNANSWERED: u32 = 3;
 /// A failed path that nothing can replace is tried again this often.
 const FAILED_INTERVAL: Duration = Duration::from_secs(1);
+/// A relay that has no channel to a peer is asked again after this: the peer may have come.
+const CHANNEL_INTERVAL: Duration = Duration::from_secs(1);
 /// What arrives from an address that proved nothing is answered with at most this many times its size.
 const AMPLIFICATION: usize = 3;
 
@@ -93,6 +96,7 @@ impl Path {
         Self {
             key,
             channel: None,
+            channel_asked: None,
             rtt: None,
             proven: None,
             last_rx: None,
@@ -140,6 +144,23 @@ impl Path {
         self.channel = channel;
         self.unanswered = 0;
         self.waiting_since = None;
+    }
+
+    /// Probes on it were not answered, several times in a row.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.unanswered >= MAX_UNANSWERED
+    }
+
+    /// True if a relay may be asked (again) for a channel; then it counts as asked.
+    pub(crate) fn ask_for_channel(&mut self, now: Instant) -> bool {
+        let lately = self
+            .channel_asked
+            .is_some_and(|at| now.since(at) < CHANNEL_INTERVAL);
+        if self.channel.is_some() || lately {
+            return false;
+        }
+        self.channel_asked = Some(now);
+        true
     }
 
     pub(crate) fn has_channel(&self) -> bool {
@@ -195,16 +216,18 @@ impl Path {
         self.last_probe = Some(now);
     }
 
-    /// The answer to a probe arrived on this path; the round trip time, if we are waiting for it.
-    fn probe_answered(&mut self, transaction: u64, now: Instant) -> Option<Duration> {
-        let slot = self
+    /// The answer to a probe arrived; `false` if none with this transaction was sent here, or too long ago.
+    fn probe_answered(&mut self, transaction: u64, now: Instant) -> bool {
+        let pending = self
             .probes
             .iter_mut()
-            .find(|slot| slot.is_some_and(|probe| probe.transaction == transaction))?;
-        let rtt = now.since(slot.take()?.sent);
+            .find(|slot| slot.is_some_and(|probe| probe.transaction == transaction));
+        let Some(probe) = pending.and_then(Option::take) else {
+            return false;
+        };
         self.prove(now);
-        self.measured(rtt);
-        Some(rtt)
+        self.measured(now.since(probe.sent));
+        true
     }
 
     /// It works both ways.

@@ -47,6 +47,8 @@ pub(crate) struct Hello {
     /// The run of the peer that answered; `None` until it has.
     pub(crate) instance: Option<u64>,
     next: Option<Instant>,
+    /// When the last one was sent.
+    sent: Option<Instant>,
     tries: usize,
 }
 
@@ -69,13 +71,25 @@ impl Hello {
         }
         self.next = HELLO_RETRY.get(self.tries).map(|pause| now + *pause);
         self.tries += 1;
+        self.sent = Some(now);
         true
     }
+
+    /// Round trip time, if the answer can only be to the one hello that was sent.
+    pub(crate) fn round_trip(&mut self, now: Instant) -> Option<Duration> {
+        let sent = self.sent.take()?;
+        (self.tries == 1).then(|| now.since(sent))
+    }
 }
+
+/// Checks of new addresses are counted over this time.
+const CHECK_WINDOW: Duration = Duration::from_secs(10);
 
 /// When to try to open a direct path.
 #[derive(Debug, Default)]
 pub(crate) struct PunchSchedule {
+    /// Start of the present window, and checks in it.
+    checks: (Instant, usize),
     pub(crate) running: Option<Punch>,
     /// Earliest next round; `None` until the first.
     pub(crate) next: Option<Instant>,
@@ -84,6 +98,20 @@ pub(crate) struct PunchSchedule {
     pub(crate) round: u32,
     /// When the call that started the present round was sent, until it is answered.
     pub(crate) called: Option<Instant>,
+}
+
+impl PunchSchedule {
+    /// True if one more address that the peer turned out to send from may be probed.
+    ///
+    /// Between NATs with a mapping for each destination every probe shows a new address; without a bound, two hosts
+    /// would fill their routers' tables.
+    pub(crate) fn may_check(&mut self, now: Instant) -> bool {
+        if now.since(self.checks.0) >= CHECK_WINDOW {
+            self.checks = (now, 0);
+        }
+        self.checks.1 += 1;
+        self.checks.1 <= limits::MAX_CANDIDATES
+    }
 }
 
 /// An overlay ping that waits.

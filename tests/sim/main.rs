@@ -1,6 +1,7 @@
 //! Scenarios for the whole core in virtual time: see `mesh_tests::sim` for what is real and what is modelled.
 //!
-//! A test that fails prints the seed of its run and the newest part of its log; `MESH_SIM_SEED=…` runs that seed alone.
+//! A test that fails prints the seed of its run and the newest part of its log; `MESH_SIM_SEED=…` runs that seed alone,
+//! and `MESH_SIM_SEEDS=…` that many seeds of each test.
 
 mod common;
 mod expectation;

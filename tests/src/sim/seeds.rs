@@ -1,15 +1,25 @@
 //! Which seeds a test runs with.
 
-/// Runs a test for each seed, or, with `MESH_SIM_SEED` in the environment, for that one alone.
+use std::ops::Range;
+
+/// Runs a test for each seed. In the environment, `MESH_SIM_SEED=7` asks for that one alone, and `MESH_SIM_SEEDS=1000`
+/// for as many in place of the test's own number: to look for rare failures.
 ///
 /// # Panics
-/// If `MESH_SIM_SEED` is not a number.
-pub fn for_seeds(seeds: std::ops::Range<u64>, mut test: impl FnMut(u64)) {
-    match std::env::var("MESH_SIM_SEED") {
-        Ok(seed) => match seed.parse() {
-            Ok(seed) => test(seed),
-            Err(error) => panic!("MESH_SIM_SEED={seed} is not a number: {error}"),
-        },
-        Err(_) => seeds.for_each(test),
+/// If either variable is not a number.
+pub fn for_seeds(seeds: Range<u64>, test: impl FnMut(u64)) {
+    let seeds = match (number("MESH_SIM_SEED"), number("MESH_SIM_SEEDS")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, Some(count)) => seeds.start..seeds.start + count,
+        (None, None) => seeds,
+    };
+    seeds.for_each(test);
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    match value.parse() {
+        Ok(number) => Some(number),
+        Err(error) => panic!("{variable}={value} is not a number: {error}"),
     }
 }
