@@ -91,9 +91,13 @@ impl Engine {
                 instance: own,
                 reply: true,
             };
-            self.send_control(index, None, &answer, None);
+            // The way that it came by: the current path may be one that the peer has left.
+            self.send_control(index, Some(path), &answer, None);
         }
         if news {
+            if let Some(peer) = self.peer_mut(index) {
+                peer.paths.forget_proofs(path);
+            }
             self.schedule_punch(now, index);
         }
     }

@@ -235,6 +235,7 @@ impl Engine {
                 continue;
             };
             if peer.is_active(now) {
+                peer.paths.suspect_current();
                 peer.punching.failed = 0;
                 peer.punching.running = None;
                 peer.punching.next = Some(now);

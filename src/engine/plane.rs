@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Engine, NetworkIndex, Output};
+use super::{Engine, NetworkIndex, Output, RelayAction};
 use crate::batch::{Batches, SendBatch};
 use crate::identity::{NodeId, overlay_address};
 use crate::limits;
@@ -14,7 +14,7 @@ use crate::session::{Admitted, OpenError, Opened, Refused};
 use crate::time::Instant;
 use crate::wire::control::NEXT_HEADER;
 use crate::wire::ip::IpHeader;
-use crate::wire::relay::{FRAME_HEADER, Frame, parse_frame, write_data_header};
+use crate::wire::relay::{ClientMessage, FRAME_HEADER, Frame, parse_frame, write_data_header};
 use crate::wire::{Protocol, classify, stun};
 
 /// Where a message came from.
@@ -24,6 +24,8 @@ pub(super) struct Arrival {
     /// What cookies and handshake limits are bound to: the sender's address, or through a relay, where no address can
     /// be seen, the overlay address of the sender that the relay authenticated.
     pub(super) source: IpAddr,
+    /// Who sent it, as the relay says.
+    sender: Option<NodeId>,
 }
 
 impl Engine {
@@ -42,6 +44,7 @@ impl Engine {
                     let arrival = Arrival {
                         path: PathKey::Direct(remote),
                         source: remote.ip(),
+                        sender: None,
                     };
                     self.handle_wireguard(now, arrival, datagram, out);
                 }
@@ -108,13 +111,16 @@ impl Engine {
                     self.drops.unknown_channel += 1;
                     return;
                 };
-                let source = self.peer(peer).and_then(|peer| peer.overlay);
-                if let Some(source) = source
+                let sender = self
+                    .peer(peer)
+                    .and_then(|peer| Some((peer.overlay?, peer.node_id()?)));
+                if let Some((source, sender)) = sender
                     && classify(packet) == Protocol::WireGuard
                 {
                     let arrival = Arrival {
                         path: PathKey::Relay(relay),
                         source: source.into(),
+                        sender: Some(sender),
                     };
                     self.handle_wireguard(now, arrival, packet, out);
                 } else {
@@ -156,8 +162,12 @@ impl Engine {
             self.drops.malformed += 1;
             return;
         }
-        let source = overlay_address(&network.id, &from).into();
-        self.handle_wireguard(now, Arrival { path, source }, packet, out);
+        let arrival = Arrival {
+            path,
+            source: overlay_address(&network.id, &from).into(),
+            sender: Some(from),
+        };
+        self.handle_wireguard(now, arrival, packet, out);
     }
 
     fn handle_wireguard(
@@ -191,7 +201,7 @@ impl Engine {
             match network.local.admit(arrival.source, message, now) {
                 Ok(Admitted::Initiation(key)) => {
                     let Some(index) = network.by_wireguard_key.get(&key).copied() else {
-                        break;
+                        continue;
                     };
                     if let Some(peer) = self.peers.get_mut(index.0 as usize) {
                         peer.session_or_new(&network.local, now);
@@ -240,16 +250,21 @@ impl Engine {
         }
     }
 
-    /// Only to an address that can be answered without any state: through a relay the cookie is not needed, because
-    /// the relay has authenticated the sender and limits it.
+    /// Back the way that the handshake message came; nothing is remembered of it.
     fn send_cookie(&mut self, arrival: Arrival, reply: &[u8; 64]) {
-        if let PathKey::Direct(remote) = arrival.path {
-            self.outputs.push_back(Output::Datagram {
+        let packet = reply.to_vec();
+        let output = match (arrival.path, arrival.sender) {
+            (PathKey::Direct(remote), _) => Output::Datagram {
                 remote,
                 ttl: None,
-                payload: reply.to_vec(),
-            });
-        }
+                payload: packet,
+            },
+            (PathKey::Relay(relay), Some(to)) => {
+                Output::Relay(relay, RelayAction::Send(ClientMessage::Send { to, packet }))
+            }
+            (PathKey::Relay(_), None) => return,
+        };
+        self.outputs.push_back(output);
     }
 
     fn open(
@@ -265,6 +280,10 @@ impl Engine {
             return;
         };
         let network = peer.network;
+        if peer.node_id().is_none() && matches!(arrival.path, PathKey::Relay(_)) {
+            self.drops.wrong_source += 1; // relays carry nothing for stock WireGuard peers: someone replays there
+            return;
+        }
         let Some(session) = peer.session() else {
             self.drops.unknown_session += 1;
             return;
@@ -282,7 +301,14 @@ impl Engine {
                 };
                 if header.protocol == NEXT_HEADER && header.source.is_ipv6() {
                     let packet = packet.to_vec();
-                    self.authenticated(now, arrival.path, index, message.len(), out);
+                    self.authenticated(
+                        now,
+                        arrival.path,
+                        index,
+                        session_id(message, 4),
+                        message.len(),
+                        out,
+                    );
                     self.handle_control(now, arrival.path, index, &header, &packet, out);
                     return;
                 }
@@ -297,11 +323,23 @@ impl Engine {
                 } else {
                     self.drops.wrong_source += 1;
                 }
-                self.authenticated(now, arrival.path, index, message.len(), out);
+                self.authenticated(
+                    now,
+                    arrival.path,
+                    index,
+                    session_id(message, 4),
+                    message.len(),
+                    out,
+                );
             }
-            Ok(Opened::Keepalive) => {
-                self.authenticated(now, arrival.path, index, message.len(), out)
-            }
+            Ok(Opened::Keepalive) => self.authenticated(
+                now,
+                arrival.path,
+                index,
+                session_id(message, 4),
+                message.len(),
+                out,
+            ),
             Ok(Opened::Cookie) => {}
             Ok(Opened::Response(length)) => {
                 let response = buffer[..length].to_vec();
@@ -409,9 +447,12 @@ fn seal(peer: &mut Peer, packet: &[u8], batch: &mut SendBatch) -> bool {
 /// The slot of the session that a message names: its receiver index, of which boringtun uses the low 8 bits itself.
 #[inline]
 fn session_index(message: &[u8], at: usize) -> PeerIndex {
-    let receiver = message
-        .get(at..at + 4)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map_or(u32::MAX, u32::from_le_bytes);
-    PeerIndex(receiver >> 8)
+    PeerIndex(session_id(message, at).unwrap_or(u32::MAX) >> 8)
+}
+
+/// The session number at `at` in a message, if it is that long.
+#[inline]
+pub(super) fn session_id(message: &[u8], at: usize) -> Option<u32> {
+    let bytes = message.get(at..at + 4)?;
+    Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }

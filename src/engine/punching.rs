@@ -15,6 +15,8 @@ use crate::wire::control::{CallMe, Control};
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// The side with the higher ID waits this long for the other one's call, so that the two do not call at once.
 const POLITENESS: Duration = Duration::from_millis(300);
+/// A peer that calls more often than this is not followed: rounds send to addresses that it names.
+const ROUND_INTERVAL: Duration = Duration::from_secs(1);
 /// After the first path has opened, other candidates get this long to show a better one (the LAN, IPv6).
 const SETTLE: Duration = Duration::from_millis(300);
 
@@ -90,7 +92,7 @@ impl Engine {
         peer.candidates = candidates;
         let rtt = peer.paths.current().and_then(Path::rtt).unwrap_or_default();
         if call.reply {
-            if peer.punching.called.take().is_some() && peer.punching.round == call.round {
+            if peer.punching.round == call.round && peer.punching.called.take().is_some() {
                 self.start_punch(now, index, now);
             }
             return;
@@ -102,7 +104,14 @@ impl Engine {
                     punch.add_target(*candidate);
                 }
             }
-            _ => self.start_punch(now, index, now + rtt / 2),
+            _ if peer
+                .punching
+                .started
+                .is_none_or(|at| now.since(at) >= ROUND_INTERVAL) =>
+            {
+                self.start_punch(now, index, now + rtt / 2);
+            }
+            _ => {}
         }
         let answer = CallMe {
             round: call.round,
@@ -133,6 +142,7 @@ impl Engine {
             }
         }
         peer.punching.called = None;
+        peer.punching.started = Some(now);
         peer.punching.running = Some(Punch::new(start, distinct));
     }
 

@@ -80,7 +80,7 @@ impl Engine {
             ServerMessage::Received { from, packet } => {
                 // Whoever writes to us by the control stream has no channel; it takes both sides to use one.
                 if let Some(index) = self.peer_of(network, from) {
-                    self.open_channel(now, index, handle);
+                    self.open_channel(now, index, handle, true);
                 }
                 self.handle_relayed(now, network, PathKey::Relay(handle), from, &packet, out);
             }
@@ -131,7 +131,7 @@ impl Engine {
                 self.service_peer(now, index, out);
             } else if peer.is_active(now) {
                 for relay in self.ready_relays(network) {
-                    self.open_channel(now, index, relay);
+                    self.open_channel(now, index, relay, true);
                 }
             }
         }
@@ -178,7 +178,13 @@ impl Engine {
     }
 
     /// Asks for a channel to a peer, unless there is one.
-    pub(super) fn open_channel(&mut self, now: Instant, index: PeerIndex, relay: RelayHandle) {
+    pub(super) fn open_channel(
+        &mut self,
+        now: Instant,
+        index: PeerIndex,
+        relay: RelayHandle,
+        urgent: bool,
+    ) {
         let ready = |relay: &RelayClient| relay.ready().is_some();
         if !self.relays.get(&relay).is_some_and(ready) {
             return;
@@ -190,7 +196,7 @@ impl Engine {
         let ask = peer
             .paths
             .get_or_add(PathKey::Relay(relay), now)
-            .is_some_and(|path| path.ask_for_channel(now));
+            .is_some_and(|path| path.ask_for_channel(now, urgent));
         if ask {
             self.tell_relay(relay, ClientMessage::OpenChannel { peer: id });
         }
@@ -339,7 +345,7 @@ impl Engine {
     }
 
     /// The nearest relay, with a bias for the present one.
-    fn choose_home(&mut self, index: NetworkIndex) {
+    pub(super) fn choose_home(&mut self, index: NetworkIndex) {
         let ready = self.ready_relays(index);
         let rtt = |handle: RelayHandle| self.relay_rtt(handle).unwrap_or(Duration::MAX);
         let best = ready.iter().copied().min_by_key(|handle| rtt(*handle));
@@ -357,6 +363,13 @@ impl Engine {
         if let Some(network) = self.networks.get_mut(&index) {
             network.home = home;
         }
+    }
+
+    /// The home relay of a mesh peer's network.
+    pub(super) fn home_relay_of(&self, index: PeerIndex) -> Option<RelayHandle> {
+        let peer = self.peer(index)?;
+        peer.node_id()?;
+        self.networks.get(&peer.network)?.home
     }
 
     /// STUN round trip time of a relay.

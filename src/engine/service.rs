@@ -1,5 +1,6 @@
 //! What time makes happen for a peer: WireGuard's timers, handshakes, hellos, probes, and the choice of its path.
 
+use super::plane::session_id;
 use super::{Engine, Event, PathStatus, PongInfo};
 use crate::batch::Batches;
 use crate::limits;
@@ -57,7 +58,7 @@ impl Engine {
             return;
         }
         for relay in self.ready_relays(peer.network) {
-            self.open_channel(now, index, relay);
+            self.open_channel(now, index, relay, false);
         }
     }
 
@@ -123,7 +124,7 @@ impl Engine {
                     self.transmit(index, key, message.to_vec(), None);
                 }
                 PathKey::Relay(relay) => {
-                    self.open_channel(now, index, relay);
+                    self.open_channel(now, index, relay, true);
                     self.send_by_relay(index, relay, message.to_vec());
                 }
             }
@@ -182,7 +183,7 @@ impl Engine {
             return;
         };
         peer.last_handshake = Some(now);
-        peer.awaiting_confirmation = Some(key);
+        peer.awaiting_confirmation = session_id(&response, 4).map(|session| (key, session));
         if peer.node_id().is_some() {
             peer.hello.start(now);
         }
@@ -195,6 +196,16 @@ impl Engine {
         }
         match key {
             PathKey::Direct(_) => {
+                // The initiation's other copies are refused as replays. If nothing gets back on this way, which won by
+                // being the shortest, the answer would be lost on every attempt.
+                let home = if path.is_proven(now) {
+                    None
+                } else {
+                    self.home_relay_of(index)
+                };
+                if let Some(relay) = home {
+                    self.send_by_relay(index, relay, response.clone());
+                }
                 self.transmit(index, key, response, None);
             }
             PathKey::Relay(relay) => {
@@ -224,20 +235,24 @@ impl Engine {
         if peer.node_id().is_some() {
             peer.hello.start(now);
         }
-        if let Some(path) = peer.paths.get_mut(key) {
+        if let Some(path) = peer.paths.get_or_add(key, now) {
             path.received(now, bytes);
             path.prove(now);
+        }
+        if peer.node_id().is_none() {
+            peer.paths.set_current(Some(key), now);
         }
         self.transmit(index, key, confirmation, None);
         self.service_peer(now, index, out);
     }
 
-    /// An authentic packet arrived on a path.
+    /// An authentic packet of the session with this number (our receiver index) arrived on a path.
     pub(super) fn authenticated(
         &mut self,
         now: Instant,
         key: PathKey,
         index: PeerIndex,
+        session: Option<u32>,
         bytes: usize,
         out: &mut Batches,
     ) {
@@ -246,7 +261,11 @@ impl Engine {
         };
         peer.last_rx = Some(now);
         let stock = peer.node_id().is_none();
-        let confirmed = peer.awaiting_confirmation.take();
+        // Of the very session that we answered for: packets of the one before say nothing about our response.
+        let confirmed = peer
+            .awaiting_confirmation
+            .take_if(|(_, awaited)| Some(*awaited) == session)
+            .map(|(path, _)| path);
         let Some(path) = peer.paths.get_or_add(key, now) else {
             return;
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::{
-    Engine, Network, NetworkIndex, NetworkSetup, Output, PeerSetup, RelayAction, RelayHandle,
+    Engine, Event, Network, NetworkIndex, NetworkSetup, Output, PeerSetup, RelayAction, RelayHandle,
 };
 use crate::identity::{RelayUrl, overlay_address};
 use crate::limits;
@@ -14,6 +14,7 @@ use crate::relay::client::RelayClient;
 use crate::routing::RoutingTable;
 use crate::session::LocalKey;
 use crate::time::Instant;
+use crate::wire::relay::ClientMessage;
 
 /// Why a network cannot be run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -208,7 +209,17 @@ impl Engine {
         if let Some(armed) = peer.armed {
             self.timers.remove(&(armed, index));
         }
-        self.channels.retain(|_, (_, owner)| *owner != index);
+        for ping in peer.pings {
+            let (token, answer) = (ping.token, None);
+            self.emit(Event::Pong { token, answer });
+        }
+        let closed = self
+            .channels
+            .extract_if(.., |_, (_, owner)| *owner == index);
+        for ((_, channel), (relay, _)) in closed {
+            let close = RelayAction::Send(ClientMessage::CloseChannel { channel });
+            self.outputs.push_back(Output::Relay(relay, close));
+        }
     }
 
     fn add_relay(&mut self, now: Instant, network: NetworkIndex, url: RelayUrl) {
@@ -227,6 +238,7 @@ impl Engine {
             && let Some(network) = self.networks.get_mut(&relay.network)
         {
             network.relays.retain(|other| *other != handle);
+            self.choose_home(relay.network);
         }
         self.outputs
             .push_back(Output::Relay(handle, RelayAction::Hangup));

@@ -127,6 +127,22 @@ impl PathSet {
         }
     }
 
+    /// The network changed: the path in use may lead nowhere now.
+    pub(crate) fn suspect_current(&mut self) {
+        if let Some(key) = self.current
+            && let Some(path) = self.get_mut(key)
+        {
+            path.suspect();
+        }
+    }
+
+    /// The peer restarted, as it said by way of `arrival`: what it once answered elsewhere shows nothing any more.
+    pub(crate) fn forget_proofs(&mut self, arrival: PathKey) {
+        for path in self.paths.iter_mut().filter(|path| path.key != arrival) {
+            path.forget_proof();
+        }
+    }
+
     /// The path in use does not answer, and nothing better is there.
     pub(crate) fn current_failed(&self) -> bool {
         self.current().is_some_and(Path::has_failed)
@@ -203,11 +219,11 @@ impl PathSet {
                 (Some(best.key), "a better path answered")
             }
             (Some(current), Some(best)) => {
-                let failed = current.unanswered > 0;
+                let failed = current.has_failed();
                 let reason = if failed {
                     "the path stopped answering"
                 } else {
-                    "the path was idle"
+                    "the path was not confirmed lately"
                 };
                 (Some(best.key), reason)
             }

@@ -87,7 +87,9 @@ const MAX_UNANSWERED: u32 = 3;
 /// A failed path that nothing can replace is tried again this often.
 const FAILED_INTERVAL: Duration = Duration::from_secs(1);
 /// A relay that has no channel to a peer is asked again after this: the peer may have come.
-const CHANNEL_INTERVAL: Duration = Duration::from_secs(1);
+const CHANNEL_INTERVAL: Duration = Duration::from_secs(5);
+/// And after this while a handshake waits for it.
+const URGENT_CHANNEL_INTERVAL: Duration = Duration::from_millis(200);
 /// What arrives from an address that proved nothing is answered with at most this many times its size.
 const AMPLIFICATION: usize = 3;
 
@@ -146,16 +148,32 @@ impl Path {
         self.waiting_since = None;
     }
 
+    /// Something happened that may have broken it: probe it at once.
+    pub(crate) fn suspect(&mut self) {
+        self.unanswered = self.unanswered.max(1);
+    }
+
+    /// The peer has forgotten it: it has to be proved again.
+    pub(crate) fn forget_proof(&mut self) {
+        self.proven = None;
+    }
+
     /// Probes on it were not answered, several times in a row.
     pub(crate) fn has_failed(&self) -> bool {
         self.unanswered >= MAX_UNANSWERED
     }
 
-    /// True if a relay may be asked (again) for a channel; then it counts as asked.
-    pub(crate) fn ask_for_channel(&mut self, now: Instant) -> bool {
+    /// True if a relay may be asked (again) for a channel; then it counts as asked. `urgent`: nothing else leads to
+    /// the peer.
+    pub(crate) fn ask_for_channel(&mut self, now: Instant, urgent: bool) -> bool {
+        let interval = if urgent {
+            URGENT_CHANNEL_INTERVAL
+        } else {
+            CHANNEL_INTERVAL
+        };
         let lately = self
             .channel_asked
-            .is_some_and(|at| now.since(at) < CHANNEL_INTERVAL);
+            .is_some_and(|at| now.since(at) < interval);
         if self.channel.is_some() || lately {
             return false;
         }
@@ -225,6 +243,12 @@ impl Path {
         let Some(probe) = pending.and_then(Option::take) else {
             return false;
         };
+        // Older ones were lost; that they were is no news any more.
+        for slot in &mut self.probes {
+            if slot.is_some_and(|other| other.sent <= probe.sent) {
+                *slot = None;
+            }
+        }
         self.prove(now);
         self.measured(now.since(probe.sent));
         true

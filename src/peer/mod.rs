@@ -90,6 +90,8 @@ const CHECK_WINDOW: Duration = Duration::from_secs(10);
 pub(crate) struct PunchSchedule {
     /// Start of the present window, and checks in it.
     checks: (Instant, usize),
+    /// When the last round began, whoever asked for it.
+    pub(crate) started: Option<Instant>,
     pub(crate) running: Option<Punch>,
     /// Earliest next round; `None` until the first.
     pub(crate) next: Option<Instant>,
@@ -142,8 +144,9 @@ pub(crate) struct Peer {
     /// Made on first use: keys for 10,000 silent peers would cost 100 MB.
     session: Option<Box<Session>>,
     pub(crate) handshake: Option<Handshake>,
-    /// Where our response to the peer's initiation went; the first packet of the new session confirms it.
-    pub(crate) awaiting_confirmation: Option<PathKey>,
+    /// Where our response to the peer's initiation went, and the number of the session that it offered; the first
+    /// packet of that session confirms it.
+    pub(crate) awaiting_confirmation: Option<(PathKey, u32)>,
     pub(crate) queue: PacketQueue,
     pub(crate) hello: Hello,
     pub(crate) paths: PathSet,

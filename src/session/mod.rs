@@ -208,6 +208,9 @@ impl Session {
             return Err(OpenError::Malformed);
         }
         let kind = message[0];
+        if kind == 4 && is_past_last_counter(message) {
+            return Err(OpenError::Replayed);
+        }
         match self.tunn.decapsulate(None, message, out) {
             TunnResult::WriteToTunnelV4(packet, _) => Ok(Opened::Packet(packet.len())),
             TunnResult::WriteToTunnelV6(packet, _) => Ok(Opened::Packet(packet.len())),
@@ -240,6 +243,12 @@ impl Session {
     pub(crate) fn last_tick(&self) -> Instant {
         self.ticked
     }
+}
+
+/// WireGuard's REJECT_AFTER_MESSAGES. boringtun does not check it, and its arithmetic wraps beyond.
+fn is_past_last_counter(message: &[u8]) -> bool {
+    let counter = message.get(8..16).and_then(|bytes| bytes.try_into().ok());
+    counter.is_none_or(|counter| u64::from_le_bytes(counter) >= u64::MAX - (1 << 13))
 }
 
 /// Runs `create` while boringtun's clock stands at its origin.
