@@ -133,7 +133,8 @@ type MappingKey = (SocketAddr, Option<IpAddr>, Option<u16>);
 
 #[derive(Debug)]
 struct Binding {
-    internal: SocketAddr,
+    /// Whose it is: the port may be given to another one after it has expired.
+    key: MappingKey,
     expires: Instant,
     /// Destinations that were sent to, until when each may answer.
     addresses: BTreeMap<IpAddr, Instant>,
@@ -223,7 +224,7 @@ impl Nat {
             binding.addresses.insert(from.ip(), expires);
             binding.endpoints.insert(from, expires);
         }
-        Some(binding.internal)
+        Some(binding.key.0)
     }
 
     /// A host inside sends to an external port of ours: source and destination inside, if that works here
@@ -259,8 +260,9 @@ impl Nat {
     }
 
     fn port_for(&mut self, now: Instant, source: SocketAddr, to: SocketAddr) -> Option<u16> {
+        let moved_key = (source, Some(to.ip()), Some(to.port()));
         if let Some(port) = self.moved.get(&(source, to)).copied() {
-            if self.is_alive(now, port) {
+            if self.belongs(now, port, moved_key) {
                 return Some(port);
             }
             self.moved.remove(&(source, to));
@@ -270,17 +272,11 @@ impl Nat {
             Mapping::Adm => (source, Some(to.ip()), None),
             Mapping::Apdm => (source, Some(to.ip()), Some(to.port())),
         };
-        let known = self
-            .mappings
-            .get(&key)
-            .copied()
-            .filter(|port| self.is_alive(now, *port));
+        let known = self.mappings.get(&key).copied();
+        let known = known.filter(|port| self.belongs(now, *port, key));
         // What was let out before has its own entry in the connection table, so its tuple cannot be taken.
         if let Some(port) = known
-            && self
-                .bindings
-                .get(&port)
-                .is_some_and(|b| b.endpoints.get(&to).is_some_and(|until| *until > now))
+            && self.has_sent(now, port, to)
         {
             return Some(port);
         }
@@ -288,7 +284,7 @@ impl Nat {
             Some(port) => port,
             None => {
                 let preferred = self.preferred(source.port());
-                let port = self.allocate(now, preferred, source)?;
+                let port = self.allocate(now, preferred, key)?;
                 self.mappings.insert(key, port);
                 port
             }
@@ -301,9 +297,22 @@ impl Nat {
             return Some(port);
         }
         let random = self.random_port();
-        let other = self.allocate(now, random, source)?;
+        let other = self.allocate(now, random, moved_key)?;
         self.moved.insert((source, to), other);
         Some(other)
+    }
+
+    fn belongs(&self, now: Instant, port: u16, key: MappingKey) -> bool {
+        let binding = self.bindings.get(&port);
+        binding.is_some_and(|binding| binding.expires > now && binding.key == key)
+    }
+
+    fn has_sent(&self, now: Instant, port: u16, to: SocketAddr) -> bool {
+        let sent = self
+            .bindings
+            .get(&port)
+            .and_then(|binding| binding.endpoints.get(&to));
+        sent.is_some_and(|until| *until > now)
     }
 
     fn is_alive(&self, now: Instant, port: u16) -> bool {
@@ -334,7 +343,7 @@ impl Nat {
     }
 
     /// Makes a binding on the preferred port, or, where that is in use, on a random one.
-    fn allocate(&mut self, now: Instant, preferred: u16, internal: SocketAddr) -> Option<u16> {
+    fn allocate(&mut self, now: Instant, preferred: u16, key: MappingKey) -> Option<u16> {
         let mut port = preferred;
         let mut tries = 0;
         while self.is_alive(now, port) {
@@ -343,12 +352,12 @@ impl Nat {
                 return None;
             }
             port = match self.config.allocation {
-                Allocation::Sequential(_) => self.preferred(internal.port()),
+                Allocation::Sequential(_) => self.preferred(key.0.port()),
                 _ => self.random_port(),
             };
         }
         let binding = Binding {
-            internal,
+            key,
             expires: now,
             addresses: BTreeMap::new(),
             endpoints: BTreeMap::new(),
@@ -517,6 +526,21 @@ mod tests {
         assert!(nat.inbound(at(89), addr("8.8.8.8:1"), port).is_some());
         assert_eq!(nat.mappings(at(89)), 1);
         assert_eq!(nat.mappings(at(90)), 0);
+    }
+
+    #[test]
+    fn an_expired_port_that_another_host_got_is_not_shared_with_it() {
+        for mapping in [Mapping::Eim, Mapping::Adm, Mapping::Apdm] {
+            let config = NatConfig::new(mapping, Filtering::Eif).lifetime(Duration::from_secs(30));
+            let mut nat = nat(config);
+            let (to, other) = (addr("8.8.8.8:1"), addr("192.168.1.3:5000"));
+            assert_eq!(send(&mut nat, "8.8.8.8:1"), 5_000);
+            assert_eq!(nat.outbound(at(40), other, to).unwrap().port(), 5_000);
+            let moved = nat.outbound(at(50), addr(INSIDE), to).unwrap().port();
+            assert_ne!(moved, 5_000);
+            assert_eq!(nat.inbound(at(50), to, 5_000), Some(other));
+            assert_eq!(nat.inbound(at(50), to, moved), Some(addr(INSIDE)));
+        }
     }
 
     #[test]
