@@ -187,9 +187,7 @@ impl Engine {
             self.report_netcheck(network, token);
         }
         self.netchecks.push_back((network, token));
-        if !self.prober.is_running(now) {
-            self.prober.request(now);
-        }
+        self.prober.request_full(now);
         self.service_prober(now);
     }
 

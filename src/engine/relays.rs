@@ -7,7 +7,7 @@ use super::{Engine, Event, NetworkIndex, Output, RelayAction, RelayEvent, RelayH
 use crate::batch::Batches;
 use crate::identity::NodeId;
 use crate::nat::NatProfile;
-use crate::nat::profile::StunServer;
+use crate::nat::profile::{Ended, StunServer};
 use crate::path::PathKey;
 use crate::path::candidates::is_acceptable;
 use crate::peer::PeerIndex;
@@ -333,11 +333,13 @@ impl Engine {
                 payload,
             });
         }
-        if ended {
+        if ended.is_some() {
             let networks: Vec<NetworkIndex> = self.networks.keys().copied().collect();
             for network in networks {
                 self.choose_home(network);
             }
+        }
+        if ended == Some(Ended::Full) {
             while let Some((network, token)) = self.netchecks.pop_front() {
                 self.report_netcheck(network, token);
             }

@@ -1,8 +1,13 @@
-//! Measures the NAT by STUN from the mesh socket itself (RFC 5780): every connected relay is asked on its main and on
-//! its alternative port, and is asked to answer from the other port.
+//! Measures the NAT by STUN from the mesh socket itself (RFC 5780).
 //!
-//! One relay tells whether the mapping depends on the port; whether it depends on the address takes a second relay
-//! address. What cannot be told stays `unknown`.
+//! A plain round asks every connected relay for our address. A full round, which a person asks for, also asks on the
+//! alternative port, and for an answer from there. One relay tells whether the mapping depends on the port; whether it
+//! depends on the address takes a second relay address. What cannot be told stays `unknown`.
+//!
+//! A full round is not free: on a router that takes unsolicited packets for its own, the answer from the other port
+//! occupies that port's place in the connection table, and our next packet to it has to leave from another external
+//! port, which Linux then prefers for new destinations as well. Peers would be told the wrong port, so plain rounds
+//! leave the alternative port alone.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -37,6 +42,13 @@ enum Question {
     OtherPort,
 }
 
+/// A round that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Plain,
+    Full,
+}
+
 #[derive(Debug, Default, Clone, Copy)]
 struct Answers {
     main: Option<SocketAddr>,
@@ -53,6 +65,7 @@ pub(crate) struct StunServer {
 }
 
 struct Round {
+    full: bool,
     started: Instant,
     sent: usize,
     servers: Vec<StunServer>,
@@ -66,6 +79,8 @@ pub(crate) struct Prober {
     next: Instant,
     answers: BTreeMap<SocketAddr, Answers>,
     servers: Vec<StunServer>,
+    /// The next round is a full one.
+    full: bool,
     /// A round since the last network change saw answers from another port filtered. Later rounds cannot see it any
     /// more, because they themselves have opened the filter.
     filtered: bool,
@@ -78,6 +93,7 @@ impl Prober {
             next: now + INTERVAL,
             answers: BTreeMap::new(),
             servers: Vec::new(),
+            full: false,
             filtered: false,
         }
     }
@@ -88,14 +104,15 @@ impl Prober {
         self.request(now);
     }
 
-    /// Measures at the next timeout: a relay was connected, or the network changed.
-    pub(crate) fn request(&mut self, now: Instant) {
+    /// Measures everything at the next timeout.
+    pub(crate) fn request_full(&mut self, now: Instant) {
+        self.full = true;
         self.next = now;
     }
 
-    /// True while a round runs or is due.
-    pub(crate) fn is_running(&self, now: Instant) -> bool {
-        self.round.is_some() || self.next <= now
+    /// Measures at the next timeout: a relay was connected, or the network changed.
+    pub(crate) fn request(&mut self, now: Instant) {
+        self.next = now;
     }
 
     pub(crate) fn deadline(&self) -> Instant {
@@ -105,31 +122,44 @@ impl Prober {
         }
     }
 
-    /// Starts, continues or ends a round; returns the requests to send. `true` when a round has just ended.
+    /// Starts, continues or ends a round; returns the requests to send, and what kind of round has just ended.
     pub(crate) fn handle_timeout(
         &mut self,
         now: Instant,
         rng: &mut Random,
         servers: impl FnOnce() -> Vec<StunServer>,
-    ) -> (Vec<(SocketAddr, Vec<u8>)>, bool) {
+    ) -> (Vec<(SocketAddr, Vec<u8>)>, Option<Ended>) {
         if self.round.is_none() && now >= self.next {
             self.next = now + INTERVAL;
+            let full = std::mem::take(&mut self.full);
+            let mut servers = servers();
+            if !full {
+                servers
+                    .iter_mut()
+                    .for_each(|server| server.alternative = None);
+            }
             self.round = Some(Round {
+                full,
                 started: now,
                 sent: 0,
-                servers: servers(),
+                servers,
                 pending: BTreeMap::new(),
                 answers: BTreeMap::new(),
             });
         }
         let Some(round) = &mut self.round else {
-            return (Vec::new(), false);
+            return (Vec::new(), None);
         };
         if round.is_complete() || now.since(round.started) >= ROUND {
+            let ended = if round.full {
+                Ended::Full
+            } else {
+                Ended::Plain
+            };
             self.finish();
-            return (Vec::new(), true);
+            return (Vec::new(), Some(ended));
         }
-        (round.transmit(now, rng), false)
+        (round.transmit(now, rng), None)
     }
 
     /// Takes a STUN response; `true` if it answers one of our requests.
@@ -174,12 +204,23 @@ impl Prober {
         true
     }
 
+    /// Takes the round's answers over; a plain one leaves what the last full one found, if our address is the same.
     fn finish(&mut self) {
-        if let Some(round) = self.round.take() {
-            self.answers = round.answers;
-            self.servers = round.servers;
-            self.filtered |= self.is_filtered();
+        let Some(mut round) = self.round.take() else {
+            return;
+        };
+        if !round.full {
+            for (server, answers) in &mut round.answers {
+                let old = self
+                    .answers
+                    .get(server)
+                    .filter(|old| old.main == answers.main);
+                answers.alternative = old.and_then(|old| old.alternative);
+            }
         }
+        self.answers = round.answers;
+        self.servers = round.servers;
+        self.filtered |= round.full && self.is_filtered();
     }
 
     /// Our addresses as relays saw them in the last round.
