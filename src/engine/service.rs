@@ -146,21 +146,17 @@ impl Engine {
         let current = peer.paths.current().filter(|path| path.is_usable(now));
         keys.extend(current.map(|path| path.key));
         let direct = matches!(keys.first(), Some(PathKey::Direct(_)));
-        if !(first && direct) {
-            let endpoints = peer.endpoints.iter().take(limits::MAX_ENDPOINTS);
-            keys.extend(endpoints.map(|endpoint| PathKey::Direct(*endpoint)));
-            let lately = peer.paths.iter().filter(|path| path.is_proven(now));
-            keys.extend(lately.map(|path| path.key));
-            // A stock WireGuard peer, or one that no relay reaches, may be just where it was last.
-            keys.extend(peer.paths.current().map(|path| path.key));
+        if first && direct {
+            return keys;
         }
-        if peer.node_id().is_some() && (keys.is_empty() || !first || !direct) {
-            let relays = network.relays.iter().copied();
-            let ready = relays.filter(|relay| {
-                self.relays
-                    .get(relay)
-                    .is_some_and(|relay| relay.ready().is_some())
-            });
+        let endpoints = peer.endpoints.iter().take(limits::MAX_ENDPOINTS);
+        keys.extend(endpoints.map(|endpoint| PathKey::Direct(*endpoint)));
+        let lately = peer.paths.iter().filter(|path| path.is_proven(now));
+        keys.extend(lately.map(|path| path.key));
+        // A stock WireGuard peer, or one that no relay reaches, may be just where it was last.
+        keys.extend(peer.paths.current().map(|path| path.key));
+        if peer.node_id().is_some() {
+            let ready = self.ready_relays(peer.network).into_iter();
             let wanted =
                 ready.filter(|relay| !first || network.home.is_none_or(|home| home == *relay));
             keys.extend(wanted.map(PathKey::Relay));
