@@ -11,6 +11,8 @@ use mesh_core::identity::{
     Identity, NetworkId, NodeId, RelayUrl, format_wireguard_key, parse_wireguard_key,
 };
 use mesh_core::limits::{MAX_NETWORKS, MAX_PEERS, MAX_RELAY_MESSAGE, MAX_RELAYS};
+use mesh_core::offload::SuperPacket;
+use mesh_core::session::fuzzing;
 use mesh_core::wire::control::Control;
 use mesh_core::wire::ip::IpHeader;
 use mesh_core::wire::relay::{
@@ -36,6 +38,11 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("stun", stun_message),
     ("control", control),
     ("ip", ip),
+    ("super_packet", super_packet),
+    ("handshake_initiation", fuzzing::initiation),
+    ("handshake_response", fuzzing::response),
+    ("cookie_reply", fuzzing::cookie),
+    ("data_message", fuzzing::data),
 ];
 
 /// A configuration file: accepted within its bounds, or refused with messages of one line each.
@@ -221,4 +228,20 @@ pub fn ip(data: &[u8]) {
     if let Some(header) = IpHeader::parse(data) {
         assert_eq!(header.source.is_ipv4(), header.destination.is_ipv4());
     }
+}
+
+/// What a TUN device hands over: cut up within bounds, and nothing of the payload gets lost or appears twice.
+pub fn super_packet(data: &[u8]) {
+    let Ok(packet) = SuperPacket::parse(data) else {
+        return;
+    };
+    let count = packet.count();
+    assert!((1..=packet.bytes().len().max(1)).contains(&count));
+    let mut total = 0;
+    for at in 0..count {
+        let mut segment = vec![0; packet.length(at)];
+        packet.write(at, &mut segment);
+        total += segment.len();
+    }
+    assert!(total >= packet.bytes().len());
 }

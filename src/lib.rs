@@ -10,6 +10,7 @@ pub mod engine;
 pub mod identity;
 pub mod limits;
 pub mod nat;
+pub mod offload;
 mod path;
 mod peer;
 pub mod relay;

@@ -4,18 +4,18 @@ use std::time::Duration;
 
 /// Largest datagram that we send: room for a 9,000-byte inner packet with its headers.
 pub const MAX_DATAGRAM: usize = 9_216;
-/// Bytes sealed before they are handed to the kernel; one UDP GSO burst is at most 64 KiB, so this holds several.
+/// Bytes of datagrams that are collected before they are sealed and handed to the kernel: several bursts of UDP GSO (64
+/// KiB each), and still in a CPU's second cache.
 pub const SEND_BATCH_BYTES: usize = 256 * 1024;
+/// Room beyond that for one more super-packet: 64 KiB in segments of 36 bytes, which is what Linux's smallest MSS leaves,
+/// each with up to 100 bytes of headers of its own and 72 of ours.
+pub const SUPER_PACKET_ROOM: usize = 384 * 1024;
 /// Segments in one UDP GSO send. Linux takes 64 up to 6.8 and 128 since; 64 works everywhere.
 pub const MAX_GSO_SEGMENTS: usize = 64;
 /// Bytes in one UDP GSO send: 65,535 less the IPv6 and UDP headers.
 pub const MAX_GSO_BYTES: usize = 65_487;
-/// Inner packets collected before they are written to TUN.
-pub const TUN_BATCH_PACKETS: usize = 192;
-/// Spare bytes before each inner packet: the kernel's 10-byte `virtio_net_hdr`, rounded up.
-pub const TUN_HEADROOM: usize = 16;
-/// Capacity of each TUN buffer: coalescing needs room for a 64 KiB super-packet.
-pub const TUN_BUFFER_BYTES: usize = 65_536 + TUN_HEADROOM;
+/// Room for one received message: the kernel coalesces up to 64 KiB of datagrams of one flow (UDP GRO).
+pub const MESSAGE_BYTES: usize = 65_536;
 
 /// Inner MTU: carried by every link that IPv6 allows (1,280) with no knowledge of the path.
 pub const INNER_MTU: u16 = 1_280;
@@ -36,6 +36,17 @@ pub const QUEUED_PACKETS: usize = 32;
 /// Handshake messages per second and network that are answered without asking for a cookie. WireGuard's own limit is
 /// load-dependent; a mesh host has few peers that start at once.
 pub const HANDSHAKES_PER_SECOND: u64 = 200;
+/// And with a valid cookie, so from an address that receives; each costs up to four key agreements of some 40 µs.
+pub const HANDSHAKES_WITH_COOKIE_PER_SECOND: u64 = 1_000;
+/// Our initiations to one peer whose answers are waited for: those of the first second on a path of any length.
+pub const HANDSHAKES_IN_FLIGHT: usize = 4;
+/// Answers to one peer's initiations that it has not used yet.
+pub const UNCONFIRMED_SESSIONS: usize = 4;
+/// Session indices of one peer: handshakes both ways, the current keys and those before.
+pub const SESSIONS_PER_PEER: usize = HANDSHAKES_IN_FLIGHT + UNCONFIRMED_SESSIONS + 2;
+/// Packets that may overtake another without its being taken for a replay: at first, after a few thousand packets, and
+/// in full use. 2^17 packets are 1.6 s at 80,000 packets/s, which is more than two paths differ.
+pub const REPLAY_WINDOWS: [u64; 3] = [1 << 10, 1 << 13, 1 << 17];
 
 /// Addresses in one list of candidates, ours or a peer's.
 pub const MAX_CANDIDATES: usize = 16;
@@ -47,9 +58,6 @@ pub const MAX_ENDPOINTS: usize = 4;
 pub const PROBES_IN_FLIGHT: usize = 8;
 /// Data that nothing answers for this long is reason to probe: an application may take time to reply.
 pub const MIN_SUSPICION: Duration = Duration::from_millis(400);
-
-/// Smallest buffer to open a message into: a handshake message may be the answer.
-pub const MIN_OPEN_BUFFER: usize = 148;
 
 /// Longest wait for the answer to an overlay ping.
 pub const MAX_PING_TIMEOUT: Duration = Duration::from_secs(60);

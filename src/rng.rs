@@ -2,6 +2,7 @@
 
 use rand_chacha::ChaCha12Rng;
 use rand_core::{Rng as _, SeedableRng as _};
+use zeroize::Zeroizing;
 
 /// A cryptographically strong generator.
 pub(crate) struct Random(ChaCha12Rng);
@@ -15,10 +16,17 @@ impl Random {
         self.0.next_u64()
     }
 
-    pub(crate) fn transaction_id(&mut self) -> [u8; 12] {
-        let mut id = [0; 12];
-        self.0.fill_bytes(&mut id);
-        id
+    pub(crate) fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.0.fill_bytes(&mut bytes);
+        bytes
+    }
+
+    /// A private key.
+    pub(crate) fn secret(&mut self) -> Zeroizing<[u8; 32]> {
+        let mut secret = Zeroizing::new([0; 32]);
+        self.0.fill_bytes(&mut *secret);
+        secret
     }
 
     /// A fraction in `0.0..1.0`, for jitter.

@@ -7,17 +7,14 @@ use clap::Parser;
 /// Where the configuration is looked for; it may be missing there.
 pub const DEFAULT_CONFIG: &str = "/etc/meshd/config.toml";
 
-// A build whose sessions follow a simulated clock would never rekey: such a daemon must not exist.
-const _: () = assert!(
-    !mesh_core::session::VIRTUAL_CLOCK,
-    "meshd cannot be built with mesh-core's feature `virtual-clock`; build the simulator by itself"
-);
-
 /// What `--version` prints behind the program's name.
-const VERSION: &str = if mesh_core::session::VIRTUAL_CLOCK {
-    concat!(env!("CARGO_PKG_VERSION"), " (clock: virtual)")
+const VERSION: &str = if mesh_core::session::NULL_CIPHER {
+    concat!(
+        env!("CARGO_PKG_VERSION"),
+        " (NO ENCRYPTION: for benchmarks only)"
+    )
 } else {
-    concat!(env!("CARGO_PKG_VERSION"), " (clock: system)")
+    env!("CARGO_PKG_VERSION")
 };
 
 /// A mesh VPN daemon that needs no control server.

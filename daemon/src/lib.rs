@@ -19,3 +19,4 @@ pub mod state;
 pub mod supervisor;
 #[cfg(test)]
 mod testing;
+pub mod tuning;

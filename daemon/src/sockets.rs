@@ -15,6 +15,8 @@ use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrStorage, setsocko
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::tuning::Tuning;
+
 /// Kernel buffer in each direction: about 10 ms at 5 Gb/s, for the time that the data thread is busy elsewhere.
 const KERNEL_BUFFER_BYTES: usize = 7 << 20;
 
@@ -130,6 +132,8 @@ struct Bound {
     socket: Socket,
     state: UdpSocketState,
     port: u16,
+    /// The switch for segmentation; the kernel may still refuse it.
+    gso: bool,
 }
 
 /// The pair of sockets; at least one of them exists.
@@ -149,13 +153,26 @@ impl Sockets {
     ///
     /// [`BindError`] when a port that was asked for is not to be had, or when there is no family at all.
     pub fn bind(port: u16) -> Result<Self, BindError> {
+        Self::bind_with(port, Tuning::default())
+    }
+
+    /// As [`Self::bind`], with some of the offloads switched off.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::bind`].
+    pub fn bind_with(port: u16, tuning: Tuning) -> Result<Self, BindError> {
         let attempts = if port == 0 { PORT_ATTEMPTS } else { 1 };
         for attempt in 1..=attempts {
-            let v4 = Bound::open(Family::V4, port)?;
-            let v6 = match Bound::open(Family::V6, v4.as_ref().map_or(port, |bound| bound.port)) {
+            let v4 = Bound::open(Family::V4, port, tuning)?;
+            let v6 = match Bound::open(
+                Family::V6,
+                v4.as_ref().map_or(port, |bound| bound.port),
+                tuning,
+            ) {
                 Ok(v6) => v6,
                 Err(_) if port == 0 && attempt < attempts => continue,
-                Err(_) if port == 0 => Bound::open(Family::V6, 0)?,
+                Err(_) if port == 0 => Bound::open(Family::V6, 0, tuning)?,
                 Err(error) => return Err(error),
             };
             if v4.is_none() && v6.is_none() {
@@ -259,8 +276,8 @@ impl Sockets {
 
 impl Bound {
     /// `Ok(None)` when the host does not have the family.
-    fn open(family: Family, port: u16) -> Result<Option<Self>, BindError> {
-        match Self::try_open(family, port) {
+    fn open(family: Family, port: u16, tuning: Tuning) -> Result<Option<Self>, BindError> {
+        match Self::try_open(family, port, tuning) {
             Ok(bound) => Ok(Some(bound)),
             Err(error)
                 if matches!(
@@ -278,7 +295,7 @@ impl Bound {
         }
     }
 
-    fn try_open(family: Family, port: u16) -> io::Result<Self> {
+    fn try_open(family: Family, port: u16, tuning: Tuning) -> io::Result<Self> {
         let (domain, any) = match family {
             Family::V4 => (
                 Domain::IPV4,
@@ -300,6 +317,9 @@ impl Bound {
         let state = UdpSocketState::new((&socket).into())?;
         // quinn-udp asks for a time stamp on each packet, which makes the kernel read the clock for all that arrive.
         let _ = setsockopt(&socket, sockopt::ReceiveTimestampns, &false);
+        if !tuning.udp_gro {
+            setsockopt(&socket, sockopt::UdpGroSegment, &false)?;
+        }
         let port = socket
             .local_addr()?
             .as_socket()
@@ -308,15 +328,18 @@ impl Bound {
             socket,
             state,
             port,
+            gso: tuning.udp_gso,
         })
     }
 
     /// Bytes that go into one call for datagrams of `segment` bytes.
     fn burst(&self, segment: usize) -> usize {
-        let most = self
-            .state
-            .max_gso_segments()
-            .clamp(1, limits::MAX_GSO_SEGMENTS);
+        let allowed = if self.gso {
+            limits::MAX_GSO_SEGMENTS
+        } else {
+            1
+        };
+        let most = self.state.max_gso_segments().clamp(1, allowed);
         segment * most.min((limits::MAX_GSO_BYTES / segment).max(1))
     }
 

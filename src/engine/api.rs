@@ -105,6 +105,13 @@ pub enum Output {
         /// The whole UDP payload.
         payload: Vec<u8>,
     },
+    /// Write one packet to the device of a network. Bulk data stays in its [`crate::batch::ReceiveBatch`] instead.
+    Packet {
+        /// Whose device.
+        network: NetworkIndex,
+        /// The packet, without any header before it.
+        packet: Vec<u8>,
+    },
     /// Act on a relay connection.
     Relay(RelayHandle, RelayAction),
     /// Tell whoever listens.

@@ -52,7 +52,7 @@ impl Engine {
                     peer.last_data = Some(now);
                 }
                 // Back by our own current path: that is what `meshctl ping` is to show.
-                self.send_control(index, None, &Control::Pong { token }, None);
+                self.send_control(now, index, None, &Control::Pong { token }, None);
             }
             Control::Pong { token } => self.pong(now, path, index, token),
         }
@@ -92,7 +92,7 @@ impl Engine {
                 reply: true,
             };
             // The way that it came by: the current path may be one that the peer has left.
-            self.send_control(index, Some(path), &answer, None);
+            self.send_control(now, index, Some(path), &answer, None);
         }
         if news {
             if let Some(peer) = self.peer_mut(index) {
@@ -122,7 +122,13 @@ impl Engine {
             return;
         }
         let check = !path.is_proven(now) && path.may_answer(now, size);
-        self.send_control(index, Some(key), &Control::ProbeAck { transaction }, None);
+        self.send_control(
+            now,
+            index,
+            Some(key),
+            &Control::ProbeAck { transaction },
+            None,
+        );
         if check {
             self.check_path(now, index, key);
         }

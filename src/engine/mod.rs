@@ -15,6 +15,7 @@
 
 mod api;
 mod control;
+mod opening;
 mod plane;
 mod punching;
 mod relays;
@@ -43,7 +44,7 @@ use crate::peer::{Peer, PeerIndex, PendingPing};
 use crate::relay::client::RelayClient;
 use crate::rng::Random;
 use crate::routing::RoutingTable;
-use crate::session::LocalKey;
+use crate::session::{Indices, Kernel, LocalKey};
 use crate::time::Instant;
 use crate::wire::control::Control;
 
@@ -65,10 +66,14 @@ struct Network {
 /// See the module's documentation.
 pub struct Engine {
     rng: Random,
+    kernel: Kernel,
+    /// The time of day at the origin of [`Instant`], since 1970.
+    unix: Duration,
     /// Random per run: tells peers that we forgot everything.
     instance: u64,
     networks: BTreeMap<NetworkIndex, Network>,
     peers: Slab<Peer>,
+    indices: Indices,
     /// When each peer has to be looked at; at most one entry for each.
     timers: BTreeSet<(Instant, PeerIndex)>,
     relays: BTreeMap<RelayHandle, RelayClient>,
@@ -86,14 +91,18 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine without networks. `seed` comes from the operating system's random generator.
-    pub fn new(seed: [u8; 32], now: Instant) -> Self {
+    /// An engine without networks. `seed` comes from the operating system's random generator; `unix` is the time of
+    /// day, since 1970: peers take handshakes of ours only if they are newer than any before, also of an earlier run.
+    pub fn new(seed: [u8; 32], kernel: Kernel, now: Instant, unix: Duration) -> Self {
         let mut rng = Random::from_seed(seed);
         Self {
             instance: rng.u64(),
             rng,
+            kernel,
+            unix: unix.saturating_sub(now.since_boot()),
             networks: BTreeMap::new(),
             peers: Slab::new(),
+            indices: Indices::default(),
             timers: BTreeSet::new(),
             relays: BTreeMap::new(),
             next_relay: 0,
@@ -276,12 +285,26 @@ impl Engine {
         self.outputs.push_back(Output::Event(event));
     }
 
+    /// Users' packets flow: whatever follows from that is due in [`limits::MIN_SUSPICION`] at the earliest, and a look
+    /// by then finds out. So packets move no timers.
+    #[inline]
+    fn look_soon(&mut self, now: Instant, index: PeerIndex) {
+        let at = now + limits::MIN_SUSPICION;
+        if self
+            .peer(index)
+            .is_some_and(|peer| peer.armed.is_none_or(|armed| armed > at))
+        {
+            self.arm(now, index, Some(at));
+        }
+    }
+
     /// Enters the peer into the timer queue, at its own deadline or at `at` if that is earlier.
     fn arm(&mut self, now: Instant, index: PeerIndex, at: Option<Instant>) {
         let Some(peer) = self.peers.get_mut(index.0 as usize) else {
             return;
         };
         let deadline = [peer.deadline(now), at].into_iter().flatten().min();
+        let deadline = deadline.map(|at| coalesced(now, at));
         if peer.armed == deadline {
             return;
         }
@@ -297,6 +320,7 @@ impl Engine {
     /// Seals a control message and sends it on one path, or on the current one. `false` if that is not possible now.
     fn send_control(
         &mut self,
+        now: Instant,
         index: PeerIndex,
         path: Option<PathKey>,
         message: &Control,
@@ -313,15 +337,27 @@ impl Engine {
             return false;
         };
         let packet = message.to_packet(network.overlay, overlay);
+        let (kernel, out) = (self.kernel, &mut self.scratch[..]);
         let Some(length) = peer
             .session()
-            .and_then(|session| session.seal(&packet, &mut self.scratch[..]))
+            .and_then(|session| session.seal(now, kernel, &packet, out))
         else {
             return false;
         };
         let sealed = self.scratch[..length].to_vec();
         self.transmit(index, key, sealed, ttl)
     }
+}
+
+/// Deadlines that are far away are put off to a full second, so that those of many peers fall together: a sleeping CPU
+/// then wakes once a second at most.
+fn coalesced(now: Instant, at: Instant) -> Instant {
+    const FAR: Duration = Duration::from_secs(2);
+    if at.since(now) < FAR {
+        return at;
+    }
+    let second = Duration::from_secs(at.since_boot().as_secs() + 1);
+    Instant::from_boot(second)
 }
 
 impl Network {

@@ -1,16 +1,18 @@
 //! The packet path: from TUN to the peer's current path, and from a path to TUN.
 //!
 //! Per packet: no lock, no allocation, no log line. What does not fit is dropped and counted by reason.
+//! Packets of one session that arrive together are opened together, see [`super::opening`].
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
+use super::opening::Group;
 use super::{Engine, NetworkIndex, Output, RelayAction};
-use crate::batch::{Batches, SendBatch};
+use crate::batch::{Batches, Inbox, ReceiveBatch, SendBatch};
 use crate::identity::{NodeId, overlay_address};
-use crate::limits;
+use crate::offload::SuperPacket;
 use crate::path::{PathKey, Route};
 use crate::peer::{Peer, PeerIndex};
-use crate::session::{Admitted, OpenError, Opened, Refused};
+use crate::session::{Admitted, Context, HandshakeError, Refused, number};
 use crate::time::Instant;
 use crate::wire::control::NEXT_HEADER;
 use crate::wire::ip::IpHeader;
@@ -21,52 +23,91 @@ use crate::wire::{Protocol, classify, stun};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrival {
     pub(super) path: PathKey,
-    /// What cookies and handshake limits are bound to: the sender's address, or through a relay, where no address can
-    /// be seen, the overlay address of the sender that the relay authenticated.
-    pub(super) source: IpAddr,
+    /// What cookies are bound to: the sender's address, or through a relay, where no address can be seen, the overlay
+    /// address of the sender that the relay authenticated, with port 0.
+    pub(super) source: SocketAddr,
     /// Who sent it, as the relay says.
     sender: Option<NodeId>,
 }
 
+/// What a datagram turned out to be.
+enum Datagram {
+    /// It has been dealt with, or dropped.
+    Done,
+    /// A message of WireGuard that starts so many bytes into it.
+    WireGuard(Arrival, usize),
+}
+
 impl Engine {
-    /// Takes one buffer of datagrams from one sender: `stride` bytes each, the last may be shorter (UDP GRO).
-    pub fn handle_udp(
+    /// Takes what one receive brought. The inner packets stay where they are; see [`ReceiveBatch::write`].
+    pub fn handle_udp(&mut self, now: Instant, received: &mut ReceiveBatch, out: &mut Batches) {
+        let (messages, mut inbox) = received.split();
+        let mut group = Group::default();
+        for message in messages {
+            let mut start = message.range.start;
+            // What the frames of this message come by, and on which channel.
+            let mut channel = None;
+            while start < message.range.end {
+                let end = message.range.end.min(start + message.stride.max(1));
+                let datagram = &inbox.storage[start..end];
+                match self.tell(now, message.remote, datagram, &mut channel, out) {
+                    Datagram::Done => {}
+                    Datagram::WireGuard(arrival, offset) => {
+                        let range = start + offset..end;
+                        if !group.takes(arrival.path, &inbox.storage[range.clone()]) {
+                            self.open(now, &mut group, &mut inbox, out);
+                        }
+                        self.handle_wireguard(now, arrival, range, &mut group, &inbox, out);
+                    }
+                }
+                start = end;
+            }
+        }
+        self.open(now, &mut group, &mut inbox, out);
+    }
+
+    /// Tells what a datagram is, and deals with it unless it is a peer's.
+    #[inline]
+    fn tell(
         &mut self,
         now: Instant,
         remote: SocketAddr,
-        data: &[u8],
-        stride: usize,
+        datagram: &[u8],
+        channel: &mut Option<(u32, Arrival)>,
         out: &mut Batches,
-    ) {
-        for datagram in data.chunks(stride.max(1)) {
-            match classify(datagram) {
-                Protocol::WireGuard => {
-                    let arrival = Arrival {
-                        path: PathKey::Direct(remote),
-                        source: remote.ip(),
-                        sender: None,
-                    };
-                    self.handle_wireguard(now, arrival, datagram, out);
-                }
-                Protocol::RelayFrame => self.handle_frame(now, remote, datagram, out),
-                Protocol::Stun => self.handle_stun(now, remote, datagram),
-                Protocol::Quic if out.quic.len() < limits::MAX_QUIC_BATCH => {
-                    out.quic.push((remote, datagram.to_vec()));
-                }
-                Protocol::Quic | Protocol::Unknown => self.drops.unknown_protocol += 1,
+    ) -> Datagram {
+        match classify(datagram) {
+            Protocol::WireGuard => {
+                let arrival = Arrival {
+                    path: PathKey::Direct(remote),
+                    source: remote,
+                    sender: None,
+                };
+                return Datagram::WireGuard(arrival, 0);
             }
+            Protocol::RelayFrame => {
+                if let Some(arrival) = self.handle_frame(now, remote, datagram, channel) {
+                    return Datagram::WireGuard(arrival, FRAME_HEADER);
+                }
+            }
+            Protocol::Stun => self.handle_stun(now, remote, datagram),
+            Protocol::Quic if out.quic.len() < crate::limits::MAX_QUIC_BATCH => {
+                out.quic.push((remote, datagram.to_vec()));
+            }
+            Protocol::Quic | Protocol::Unknown => self.drops.unknown_protocol += 1,
         }
+        Datagram::Done
     }
 
-    /// Takes one packet that this host sends into the overlay.
+    /// Takes what this host sends into the overlay.
     pub fn handle_tun(
         &mut self,
         now: Instant,
         network: NetworkIndex,
-        packet: &[u8],
+        packet: &SuperPacket<'_>,
         out: &mut Batches,
     ) {
-        let Some(header) = IpHeader::parse(packet) else {
+        let Some(header) = IpHeader::parse(packet.bytes()) else {
             self.drops.malformed += 1;
             return;
         };
@@ -85,52 +126,64 @@ impl Engine {
             return;
         };
         peer.last_data = Some(now);
-        if seal(peer, packet, &mut out.send) {
-            peer.paths.sent_data(now);
-            if peer.needs_earlier_look(now) {
-                self.arm(now, index, Some(now));
+        match seal(now, peer, packet, &mut out.send) {
+            Sealed::All => {}
+            Sealed::But(dropped) => self.drops.queue_full += dropped as u64,
+            Sealed::NoSession => {
+                for at in 0..packet.count() {
+                    let mut segment = vec![0; packet.length(at)];
+                    packet.write(at, &mut segment);
+                    if !peer.queue.push(segment) {
+                        self.drops.queue_full += 1;
+                    }
+                }
+                self.want_session(now, index, out);
+                return;
             }
-            return;
         }
-        if !peer.queue.push(packet) {
-            self.drops.queue_full += 1;
-        }
-        self.want_session(now, index, out);
+        peer.paths.sent_data(now);
+        self.look_soon(now, index);
     }
 
+    /// Whom a frame is from, if it is data with a message of WireGuard inside. `last` is the channel of the frame before.
     fn handle_frame(
         &mut self,
         now: Instant,
         remote: SocketAddr,
         datagram: &[u8],
-        out: &mut Batches,
-    ) {
+        last: &mut Option<(u32, Arrival)>,
+    ) -> Option<Arrival> {
         match parse_frame(datagram) {
             Ok(Frame::Data { channel, packet }) => {
-                let Some((relay, peer)) = self.channels.get(&(remote, channel)).copied() else {
-                    self.drops.unknown_channel += 1;
-                    return;
-                };
-                let sender = self
-                    .peer(peer)
-                    .and_then(|peer| Some((peer.overlay?, peer.node_id()?)));
-                if let Some((source, sender)) = sender
-                    && classify(packet) == Protocol::WireGuard
-                {
-                    let arrival = Arrival {
-                        path: PathKey::Relay(relay),
-                        source: source.into(),
-                        sender: Some(sender),
-                    };
-                    self.handle_wireguard(now, arrival, packet, out);
-                } else {
+                if classify(packet) != Protocol::WireGuard {
                     self.drops.malformed += 1;
+                    return None;
                 }
+                let arrival = match last {
+                    Some((number, arrival)) if *number == channel => *arrival,
+                    _ => self.channel_arrival(remote, channel)?,
+                };
+                *last = Some((channel, arrival));
+                return Some(arrival);
             }
             Ok(Frame::Rebind { .. }) => self.relay_asks(now, remote, None),
             Ok(Frame::Challenge { nonce }) => self.relay_asks(now, remote, Some(nonce)),
             Err(_) => self.drops.unknown_protocol += 1,
         }
+        None
+    }
+
+    fn channel_arrival(&mut self, remote: SocketAddr, channel: u32) -> Option<Arrival> {
+        let Some((relay, index)) = self.channels.get(&(remote, channel)).copied() else {
+            self.drops.unknown_channel += 1;
+            return None;
+        };
+        let peer = self.peer(index)?;
+        Some(Arrival {
+            path: PathKey::Relay(relay),
+            source: (peer.overlay?, 0).into(),
+            sender: Some(peer.node_id()?),
+        })
     }
 
     fn handle_stun(&mut self, now: Instant, remote: SocketAddr, datagram: &[u8]) {
@@ -152,101 +205,187 @@ impl Engine {
         index: NetworkIndex,
         path: PathKey,
         from: NodeId,
-        packet: &[u8],
+        packet: Vec<u8>,
         out: &mut Batches,
     ) {
         let Some(network) = self.networks.get(&index) else {
             return;
         };
-        if classify(packet) != Protocol::WireGuard {
+        if classify(&packet) != Protocol::WireGuard {
             self.drops.malformed += 1;
             return;
         }
         let arrival = Arrival {
             path,
-            source: overlay_address(&network.id, &from).into(),
+            source: (overlay_address(&network.id, &from), 0).into(),
             sender: Some(from),
         };
-        self.handle_wireguard(now, arrival, packet, out);
+        let mut received = ReceiveBatch::of(arrival.source, &packet, packet.len());
+        let (_, mut inbox) = received.split();
+        let mut group = Group::default();
+        self.handle_wireguard(now, arrival, 0..packet.len(), &mut group, &inbox, out);
+        self.open(now, &mut group, &mut inbox, out);
+        received.write(|network, storage, ranges| {
+            for range in ranges {
+                let packet = storage[range.clone()].to_vec();
+                self.outputs.push_back(Output::Packet { network, packet });
+            }
+        });
     }
 
     fn handle_wireguard(
         &mut self,
         now: Instant,
         arrival: Arrival,
-        message: &[u8],
+        range: std::ops::Range<usize>,
+        group: &mut Group,
+        inbox: &Inbox<'_>,
         out: &mut Batches,
     ) {
+        let message = &inbox.storage[range.clone()];
         // `classify` has checked type and length.
         match message[0] {
-            1 => self.handle_initiation(now, arrival, message, out),
-            2 => {
-                let index = session_index(message, 8);
-                if self.admit_response(now, arrival, index, message) {
-                    self.open(now, arrival, index, message, out);
+            1 => self.handle_initiation(now, arrival, message),
+            2 => self.handle_response(now, arrival, message, out),
+            3 => self.handle_cookie(now, message),
+            _ => {
+                if !group.is_open_for(message) {
+                    self.begin(now, arrival.path, message, group);
                 }
+                group.add(range);
             }
-            _ => self.open(now, arrival, session_index(message, 4), message, out),
         }
     }
 
-    fn handle_initiation(
-        &mut self,
-        now: Instant,
-        arrival: Arrival,
-        message: &[u8],
-        out: &mut Batches,
-    ) {
-        for network in self.networks.values_mut() {
-            match network.local.admit(arrival.source, message, now) {
-                Ok(Admitted::Initiation(key)) => {
-                    let Some(index) = network.by_wireguard_key.get(&key).copied() else {
-                        continue;
-                    };
-                    if let Some(peer) = self.peers.get_mut(index.0 as usize) {
-                        peer.session_or_new(&network.local, now);
-                        self.open(now, arrival, index, message, out);
-                        return;
-                    }
-                }
+    fn handle_initiation(&mut self, now: Instant, arrival: Arrival, message: &[u8]) {
+        let Self {
+            networks,
+            peers,
+            indices,
+            rng,
+            ..
+        } = self;
+        for network in networks.values_mut() {
+            let introduction = match network.local.admit(arrival.source, message, now, rng) {
+                Ok(Admitted::Initiation(introduction)) => introduction,
                 Ok(Admitted::Cookie(reply)) => {
-                    self.send_cookie(arrival, &reply);
                     self.drops.rate_limited += 1;
-                    return;
+                    return self.send_cookie(arrival, &reply);
                 }
                 Err(Refused::Overloaded) => {
                     self.drops.rate_limited += 1;
                     return;
                 }
-                Ok(Admitted::Response) | Err(Refused::NotOurs) => {}
+                Ok(Admitted::Response) | Err(Refused::NotOurs) => continue,
+            };
+            let Some(index) = network.by_wireguard_key.get(&introduction.remote).copied() else {
+                continue;
+            };
+            let Some(peer) = peers.get_mut(index.0 as usize) else {
+                continue;
+            };
+            if peer.node_id().is_none() && matches!(arrival.path, PathKey::Relay(_)) {
+                self.drops.wrong_source += 1; // relays carry nothing for stock WireGuard peers: someone replays there
+                return;
             }
+            let local = &network.local;
+            let Some(session) = peer.session_or_new(local) else {
+                continue;
+            };
+            let mut context = Context {
+                local,
+                indices,
+                rng,
+                now,
+            };
+            match session.accept_initiation(&mut context, introduction, message) {
+                Ok(answer) => {
+                    self.accepted_initiation(
+                        now,
+                        arrival.path,
+                        index,
+                        answer.to_vec(),
+                        message.len(),
+                    );
+                }
+                Err(error) => self.count_handshake_error(error),
+            }
+            return;
         }
         self.drops.unknown_session += 1;
     }
 
-    fn admit_response(
+    fn handle_response(
         &mut self,
         now: Instant,
         arrival: Arrival,
-        index: PeerIndex,
         message: &[u8],
-    ) -> bool {
-        let network = self.peer(index).map(|peer| peer.network);
-        let Some(network) = network.and_then(|network| self.networks.get_mut(&network)) else {
+        out: &mut Batches,
+    ) {
+        let index = number(message, 8).and_then(|receiver| self.indices.get(receiver));
+        let Self {
+            networks,
+            peers,
+            indices,
+            rng,
+            ..
+        } = self;
+        let peer = index.and_then(|index| peers.get_mut(index.0 as usize));
+        let Some(peer) = peer else {
             self.drops.unknown_session += 1;
-            return false;
+            return;
         };
-        match network.local.admit(arrival.source, message, now) {
-            Ok(Admitted::Response) => true,
+        let Some(network) = networks.get_mut(&peer.network) else {
+            return;
+        };
+        match network.local.admit(arrival.source, message, now, rng) {
+            Ok(Admitted::Response) => {}
             Ok(Admitted::Cookie(reply)) => {
-                self.send_cookie(arrival, &reply);
                 self.drops.rate_limited += 1;
-                false
+                return self.send_cookie(arrival, &reply);
+            }
+            Err(Refused::Overloaded) => {
+                self.drops.rate_limited += 1;
+                return;
             }
             _ => {
                 self.drops.unauthentic += 1;
-                false
+                return;
             }
+        }
+        let (index, local) = (peer.index, &network.local);
+        let mut context = Context {
+            local,
+            indices,
+            rng,
+            now,
+        };
+        let Some(session) = peer.session() else {
+            return;
+        };
+        match session.accept_response(&mut context, message) {
+            Ok(()) => self.established(now, arrival.path, index, message.len(), out),
+            Err(error) => self.count_handshake_error(error),
+        }
+    }
+
+    fn handle_cookie(&mut self, now: Instant, message: &[u8]) {
+        let index = number(message, 4).and_then(|receiver| self.indices.get(receiver));
+        let session = index
+            .and_then(|index| self.peer_mut(index))
+            .and_then(Peer::session);
+        match session.map(|session| session.accept_cookie(now, message)) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => self.count_handshake_error(error),
+            None => self.drops.unknown_session += 1,
+        }
+    }
+
+    fn count_handshake_error(&mut self, error: HandshakeError) {
+        match error {
+            HandshakeError::Replayed => self.drops.replayed += 1,
+            HandshakeError::Unknown => self.drops.unknown_session += 1,
+            HandshakeError::Unauthentic => self.drops.unauthentic += 1,
         }
     }
 
@@ -267,95 +406,6 @@ impl Engine {
         self.outputs.push_back(output);
     }
 
-    fn open(
-        &mut self,
-        now: Instant,
-        arrival: Arrival,
-        index: PeerIndex,
-        message: &[u8],
-        out: &mut Batches,
-    ) {
-        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
-            self.drops.unknown_session += 1;
-            return;
-        };
-        let network = peer.network;
-        if peer.node_id().is_none() && matches!(arrival.path, PathKey::Relay(_)) {
-            self.drops.wrong_source += 1; // relays carry nothing for stock WireGuard peers: someone replays there
-            return;
-        }
-        let Some(session) = peer.session() else {
-            self.drops.unknown_session += 1;
-            return;
-        };
-        let Some(buffer) = out.tun.spare(message.len().max(limits::MIN_OPEN_BUFFER)) else {
-            self.drops.queue_full += 1;
-            return;
-        };
-        match session.open(message, buffer) {
-            Ok(Opened::Packet(length)) => {
-                let packet = &buffer[..length];
-                let Some(header) = IpHeader::parse(packet) else {
-                    self.drops.malformed += 1;
-                    return;
-                };
-                if header.protocol == NEXT_HEADER && header.source.is_ipv6() {
-                    let packet = packet.to_vec();
-                    self.authenticated(
-                        now,
-                        arrival.path,
-                        index,
-                        session_id(message, 4),
-                        message.len(),
-                        out,
-                    );
-                    self.handle_control(now, arrival.path, index, &header, &packet, out);
-                    return;
-                }
-                let owner = self
-                    .networks
-                    .get_mut(&network)
-                    .and_then(|network| network.routes.lookup(header.source));
-                if owner == Some(index) {
-                    out.tun.commit(network, length);
-                    peer.last_data = Some(now);
-                    peer.rx_bytes += length as u64;
-                } else {
-                    self.drops.wrong_source += 1;
-                }
-                self.authenticated(
-                    now,
-                    arrival.path,
-                    index,
-                    session_id(message, 4),
-                    message.len(),
-                    out,
-                );
-            }
-            Ok(Opened::Keepalive) => self.authenticated(
-                now,
-                arrival.path,
-                index,
-                session_id(message, 4),
-                message.len(),
-                out,
-            ),
-            Ok(Opened::Cookie) => {}
-            Ok(Opened::Response(length)) => {
-                let response = buffer[..length].to_vec();
-                self.accepted_initiation(now, arrival.path, index, response, message.len());
-            }
-            Ok(Opened::Established(length)) => {
-                let confirmation = buffer[..length].to_vec();
-                self.established(now, arrival.path, index, confirmation, message.len(), out);
-            }
-            Err(OpenError::Replayed) => self.drops.replayed += 1,
-            Err(OpenError::NoSession) => self.drops.unknown_session += 1,
-            Err(OpenError::Malformed) => self.drops.malformed += 1,
-            Err(OpenError::Unauthentic) => self.drops.unauthentic += 1,
-        }
-    }
-
     /// Sends what waited for a session, as far as there is room.
     pub(super) fn flush_queue(&mut self, now: Instant, index: PeerIndex, out: &mut Batches) {
         let Some(peer) = self.peers.get_mut(index.0 as usize) else {
@@ -365,10 +415,9 @@ impl Engine {
             return;
         }
         for packet in peer.queue.take() {
-            if seal(peer, &packet, &mut out.send) {
-                peer.paths.sent_data(now);
-            } else {
-                self.drops.queue_full += 1;
+            match seal(now, peer, &SuperPacket::whole(&packet), &mut out.send) {
+                Sealed::All => peer.paths.sent_data(now),
+                _ => self.drops.queue_full += 1,
             }
         }
     }
@@ -416,43 +465,43 @@ impl Engine {
     }
 }
 
-/// Seals one packet into the batch for the peer's current path. `false` if there is no session, path or room.
+/// What became of a packet that was to be sealed.
+enum Sealed {
+    All,
+    /// So many of its segments found no room.
+    But(usize),
+    /// There is no session, or no path.
+    NoSession,
+}
+
+/// Puts a packet's segments into the batch for the peer's current path.
 #[inline]
-fn seal(peer: &mut Peer, packet: &[u8], batch: &mut SendBatch) -> bool {
+fn seal(now: Instant, peer: &mut Peer, packet: &SuperPacket<'_>, batch: &mut SendBatch) -> Sealed {
     let Some(route) = peer.paths.route() else {
-        return false;
+        return Sealed::NoSession;
     };
-    let Some(session) = peer.session() else {
-        return false;
+    let count = packet.count();
+    let sealing = peer
+        .session()
+        .and_then(|session| session.reserve(now, count as u64, true));
+    let Some(sealing) = sealing else {
+        return Sealed::NoSession;
     };
-    if batch.is_full() {
-        return false;
-    }
-    let buffer = batch.spare();
-    let header = match route.channel {
-        Some(channel) => {
-            write_data_header(buffer, channel);
-            FRAME_HEADER
+    let (mut bytes, mut dropped) = (0, 0);
+    for at in 0..count {
+        let length = packet.length(at);
+        if batch.push(route, &sealing, at as u64, length, |out| {
+            packet.write(at, out)
+        }) {
+            bytes += length as u64;
+        } else {
+            dropped += 1;
         }
-        None => 0,
-    };
-    let Some(length) = session.seal(packet, &mut buffer[header..limits::MAX_DATAGRAM]) else {
-        return false;
-    };
-    batch.commit(route.remote, header + length);
-    peer.tx_bytes += packet.len() as u64;
-    true
-}
-
-/// The slot of the session that a message names: its receiver index, of which boringtun uses the low 8 bits itself.
-#[inline]
-fn session_index(message: &[u8], at: usize) -> PeerIndex {
-    PeerIndex(session_id(message, at).unwrap_or(u32::MAX) >> 8)
-}
-
-/// The session number at `at` in a message, if it is that long.
-#[inline]
-pub(super) fn session_id(message: &[u8], at: usize) -> Option<u32> {
-    let bytes = message.get(at..at + 4)?;
-    Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    }
+    peer.tx_bytes += bytes;
+    if dropped == 0 {
+        Sealed::All
+    } else {
+        Sealed::But(dropped)
+    }
 }

@@ -70,7 +70,7 @@ impl Engine {
             candidates,
             profile,
         };
-        self.send_control(index, None, &Control::CallMe(call), None);
+        self.send_control(now, index, None, &Control::CallMe(call), None);
     }
 
     /// The peer wants to punch, or answers our call.
@@ -119,7 +119,7 @@ impl Engine {
             candidates: self.own_candidates(),
             profile: self.nat_profile(),
         };
-        self.send_control(index, None, &Control::CallMe(answer), None);
+        self.send_control(now, index, None, &Control::CallMe(answer), None);
     }
 
     fn start_punch(&mut self, now: Instant, index: PeerIndex, start: Instant) {
@@ -163,7 +163,7 @@ impl Engine {
             let Some(step) = punch.poll(now) else { return };
             let targets = punch.targets().to_vec();
             match step {
-                Step::Open(ttl) => self.open_nat(index, &targets, ttl),
+                Step::Open(ttl) => self.open_nat(now, index, &targets, ttl),
                 Step::Probe => self.probe_targets(now, index, &targets),
                 Step::Done => {
                     self.punch_failed(now, index);
@@ -174,11 +174,17 @@ impl Engine {
     }
 
     /// Openers are not waited for: they are made to die on the way.
-    fn open_nat(&mut self, index: PeerIndex, targets: &[SocketAddr], ttl: u8) {
+    fn open_nat(&mut self, now: Instant, index: PeerIndex, targets: &[SocketAddr], ttl: u8) {
         for target in targets {
             let transaction = self.rng.u64();
             let opener = Control::Probe { transaction };
-            self.send_control(index, Some(PathKey::Direct(*target)), &opener, Some(ttl));
+            self.send_control(
+                now,
+                index,
+                Some(PathKey::Direct(*target)),
+                &opener,
+                Some(ttl),
+            );
         }
     }
 

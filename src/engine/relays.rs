@@ -82,7 +82,7 @@ impl Engine {
                 if let Some(index) = self.peer_of(network, from) {
                     self.open_channel(now, index, handle, true);
                 }
-                self.handle_relayed(now, network, PathKey::Relay(handle), from, &packet, out);
+                self.handle_relayed(now, network, PathKey::Relay(handle), from, packet, out);
             }
             ServerMessage::Channel {
                 peer,

@@ -1,6 +1,5 @@
 //! What time makes happen for a peer: WireGuard's timers, handshakes, hellos, probes, and the choice of its path.
 
-use super::plane::session_id;
 use super::{Engine, Event, PathStatus, PongInfo};
 use crate::batch::Batches;
 use crate::limits;
@@ -8,6 +7,7 @@ use crate::path::agent::Change;
 use crate::path::{Path, PathKey};
 use crate::peer::handshake::Handshake;
 use crate::peer::{Peer, PeerIndex};
+use crate::session::{Context, number};
 use crate::time::Instant;
 use crate::wire::control::{Control, VERSION};
 
@@ -27,26 +27,36 @@ impl Engine {
 
     /// WireGuard's own timers.
     fn service_session(&mut self, now: Instant, index: PeerIndex) {
+        let Self { peers, indices, .. } = self;
+        let Some(peer) = peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        let Some(session) = peer.session() else {
+            return;
+        };
+        let due = session.handle_timeout(now, indices);
+        if due.handshake && peer.handshake.is_none() {
+            peer.handshake = Some(Handshake::new(now));
+        }
+        if due.keepalive {
+            self.send_keepalive(now, index, None);
+        }
+    }
+
+    /// Sends an empty packet on one path, or on the current one.
+    fn send_keepalive(&mut self, now: Instant, index: PeerIndex, path: Option<PathKey>) {
+        let (kernel, out) = (self.kernel, &mut self.scratch[..]);
         let Some(peer) = self.peers.get_mut(index.0 as usize) else {
             return;
         };
-        if !peer.tick_due(now) {
-            return;
-        }
-        let Some(length) = peer
-            .session()
-            .and_then(|session| session.tick(now, &mut self.scratch[..]))
-        else {
+        let Some(key) = path.or_else(|| peer.paths.current().map(|path| path.key)) else {
             return;
         };
-        let message = self.scratch[..length].to_vec();
-        if message.first() == Some(&1) {
-            let rtt = peer.paths.current().and_then(Path::rtt);
-            peer.handshake
-                .get_or_insert_with(|| Handshake::new(now))
-                .poll(now, rtt);
-            self.send_initiation(now, index, &message);
-        } else if let Some(key) = peer.paths.current().map(|path| path.key) {
+        let sealed = peer
+            .session()
+            .and_then(|session| session.seal(now, kernel, &[], out));
+        if let Some(length) = sealed {
+            let message = self.scratch[..length].to_vec();
             self.transmit(index, key, message, None);
         }
     }
@@ -101,12 +111,21 @@ impl Engine {
         let Some(network) = self.networks.get(&peer.network) else {
             return;
         };
-        let session = peer.session_or_new(&network.local, now);
-        let Some(length) = session.initiate(&mut self.scratch[..]) else {
-            return;
+        let unix = self.unix + now.since_boot();
+        let local = &network.local;
+        let (indices, rng) = (&mut self.indices, &mut self.rng);
+        let mut context = Context {
+            local,
+            indices,
+            rng,
+            now,
         };
-        let message = self.scratch[..length].to_vec();
-        self.send_initiation(now, index, &message);
+        let message = peer
+            .session_or_new(local)
+            .and_then(|session| session.initiate(&mut context, unix));
+        if let Some(message) = message {
+            self.send_initiation(now, index, &message);
+        }
     }
 
     /// Sends an initiation on every way that may lead to the peer; the first answer shows one that does.
@@ -179,7 +198,7 @@ impl Engine {
             return;
         };
         peer.last_handshake = Some(now);
-        peer.awaiting_confirmation = session_id(&response, 4).map(|session| (key, session));
+        peer.awaiting_confirmation = number(&response, 4).map(|session| (key, session));
         if peer.node_id().is_some() {
             peer.hello.start(now);
         }
@@ -217,7 +236,6 @@ impl Engine {
         now: Instant,
         key: PathKey,
         index: PeerIndex,
-        confirmation: Vec<u8>,
         bytes: usize,
         out: &mut Batches,
     ) {
@@ -238,7 +256,8 @@ impl Engine {
         if peer.node_id().is_none() {
             peer.paths.set_current(Some(key), now);
         }
-        self.transmit(index, key, confirmation, None);
+        // Our first packet with the new keys tells the peer that its answer arrived.
+        self.send_keepalive(now, index, Some(key));
         self.service_peer(now, index, out);
     }
 
@@ -248,7 +267,7 @@ impl Engine {
         now: Instant,
         key: PathKey,
         index: PeerIndex,
-        session: Option<u32>,
+        session: u32,
         bytes: usize,
         out: &mut Batches,
     ) {
@@ -260,7 +279,7 @@ impl Engine {
         // Of the very session that we answered for: packets of the one before say nothing about our response.
         let confirmed = peer
             .awaiting_confirmation
-            .take_if(|(_, awaited)| Some(*awaited) == session)
+            .take_if(|(_, awaited)| *awaited == session)
             .map(|(path, _)| path);
         let Some(path) = peer.paths.get_or_add(key, now) else {
             return;
@@ -293,11 +312,8 @@ impl Engine {
         }
         if confirmed.is_some() {
             self.service_peer(now, index, out);
-        } else if self
-            .peer(index)
-            .is_some_and(|peer| peer.needs_earlier_look(now))
-        {
-            self.arm(now, index, Some(now));
+        } else {
+            self.look_soon(now, index);
         }
     }
 
@@ -315,7 +331,7 @@ impl Engine {
             instance,
             reply,
         };
-        self.send_control(index, None, &hello, None);
+        self.send_control(now, index, None, &hello, None);
     }
 
     /// Sends pings that waited for the peer's hello, and gives up those whose time is over.
@@ -346,7 +362,7 @@ impl Engine {
             });
         }
         for token in unsent {
-            let sent = self.send_control(index, None, &Control::Ping { token }, None);
+            let sent = self.send_control(now, index, None, &Control::Ping { token }, None);
             if let Some(peer) = self.peer_mut(index)
                 && let Some(ping) = peer.pings.iter_mut().find(|ping| ping.nonce == token)
             {
@@ -407,7 +423,7 @@ impl Engine {
         {
             path.probe_sent(transaction, now);
         }
-        self.send_control(index, Some(key), &Control::Probe { transaction }, None);
+        self.send_control(now, index, Some(key), &Control::Probe { transaction }, None);
     }
 
     /// Chooses the peer's path anew, and sends what waited for one.

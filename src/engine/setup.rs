@@ -203,9 +203,12 @@ impl Engine {
     }
 
     fn drop_peer(&mut self, index: PeerIndex) {
-        let Some(peer) = self.peers.try_remove(index.0 as usize) else {
+        let Some(mut peer) = self.peers.try_remove(index.0 as usize) else {
             return;
         };
+        if let Some(session) = peer.session() {
+            session.release(&mut self.indices);
+        }
         if let Some(armed) = peer.armed {
             self.timers.remove(&(armed, index));
         }

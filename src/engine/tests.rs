@@ -8,10 +8,13 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::*;
+use crate::batch::ReceiveBatch;
 use crate::identity::{Identity, NodeId, RelayUrl, overlay_address};
+use crate::offload::SuperPacket;
 use crate::wire::relay::{ClientMessage, FRAME_HEADER, ServerMessage, write_data_header};
 
 const NET: NetworkIndex = NetworkIndex(0);
+const TIME_OF_DAY: Duration = Duration::from_secs(1_800_000_000);
 
 struct Host {
     engine: Engine,
@@ -76,7 +79,7 @@ fn host(
     endpoints: Vec<SocketAddr>,
 ) -> Host {
     let address = SocketAddr::from(([198, 51, 100, own], 41_820));
-    let mut engine = Engine::new([own; 32], now);
+    let mut engine = Engine::new([own; 32], Kernel::Ring, now, TIME_OF_DAY);
     let id = identity(own).id();
     engine
         .add_network(now, NET, setup(own, peer, relays, endpoints))
@@ -91,7 +94,7 @@ fn host(
         address,
         id,
         overlay: overlay_address(&network_id(), &id).into(),
-        batches: Batches::default(),
+        batches: Batches::new(Kernel::Ring),
         received: Vec::new(),
         events: Vec::new(),
         dials: 0,
@@ -138,19 +141,6 @@ impl Pair {
             .map(|(run, bytes)| (run.remote, bytes.to_vec(), run.segment))
             .collect();
         self.hosts[at].batches.send.clear();
-        let groups: Vec<Vec<u8>> = self.hosts[at]
-            .batches
-            .tun
-            .groups()
-            .flat_map(|(_, group)| {
-                group
-                    .iter()
-                    .map(|b| b[limits::TUN_HEADROOM..].to_vec())
-                    .collect::<Vec<_>>()
-            })
-            .collect();
-        self.hosts[at].received.extend(groups);
-        self.hosts[at].batches.tun.clear();
         for (remote, bytes, segment) in runs {
             for datagram in bytes.chunks(segment) {
                 self.datagram(at, from, remote, datagram.to_vec());
@@ -164,6 +154,7 @@ impl Pair {
                     payload,
                 } => self.datagram(at, from, remote, payload),
                 Output::Datagram { .. } => {} // an opener, which dies on the way
+                Output::Packet { packet, .. } => self.hosts[at].received.push(packet),
                 Output::Relay(handle, action) => self.relay_action(at, handle, action),
                 Output::Event(event) => self.hosts[at].events.push(event),
             }
@@ -247,17 +238,27 @@ impl Pair {
         self.drain(at);
     }
 
+    /// Hands a datagram to a host.
+    fn deliver(&mut self, to: usize, from: SocketAddr, payload: &[u8]) {
+        let now = self.now;
+        let host = &mut self.hosts[to];
+        let mut received = ReceiveBatch::of(from, payload, payload.len());
+        host.engine
+            .handle_udp(now, &mut received, &mut host.batches);
+        received.write(|_, storage, ranges| {
+            let packets = ranges.iter().map(|range| storage[range.clone()].to_vec());
+            host.received.extend(packets);
+        });
+        self.drain(to);
+    }
+
     /// Delivers what is on the wire, each datagram after a millisecond; then lets `duration` pass with its timeouts.
     fn run(&mut self, duration: Duration) {
         let end = self.now + duration;
         loop {
             while let Some((to, from, payload)) = self.wire.pop_front() {
                 self.now = self.now + Duration::from_millis(1);
-                let (now, stride) = (self.now, payload.len());
-                let host = &mut self.hosts[to];
-                host.engine
-                    .handle_udp(now, from, &payload, stride, &mut host.batches);
-                self.drain(to);
+                self.deliver(to, from, &payload);
             }
             let next = (0..2)
                 .filter_map(|at| Some((self.hosts[at].engine.poll_timeout()?, at)))
@@ -292,7 +293,8 @@ impl Pair {
     fn send(&mut self, from: usize, packet: &[u8]) {
         let now = self.now;
         let host = &mut self.hosts[from];
-        host.engine.handle_tun(now, NET, packet, &mut host.batches);
+        host.engine
+            .handle_tun(now, NET, &SuperPacket::whole(packet), &mut host.batches);
         self.drain(from);
     }
 
@@ -317,11 +319,7 @@ fn the_first_packet_goes_over_the_relay_and_later_ones_direct() {
     pair.send(0, &packet);
     while pair.path_kind(0) != Some(PathKind::Relay) {
         let (to, from, payload) = pair.wire.pop_front().expect("a handshake over the relay");
-        let now = pair.now;
-        let host = &mut pair.hosts[to];
-        host.engine
-            .handle_udp(now, from, &payload, payload.len(), &mut host.batches);
-        pair.drain(to);
+        pair.deliver(to, from, &payload);
     }
     pair.run(Duration::from_secs(2));
     assert_eq!(pair.hosts[1].received, [packet]);
@@ -506,11 +504,12 @@ fn random_datagrams_change_nothing_and_are_counted() {
         if let Some(first) = bytes.first_mut() {
             *first &= 0x3f; // QUIC is handed on, and not the engine's to count
         }
-        let (now, stride) = (pair.now, bytes.len());
+        let now = pair.now;
         let from = SocketAddr::from(([192, 0, 2, 1], 9));
         let host = &mut pair.hosts[0];
+        let mut received = ReceiveBatch::of(from, &bytes, bytes.len());
         host.engine
-            .handle_udp(now, from, &bytes, stride, &mut host.batches);
+            .handle_udp(now, &mut received, &mut host.batches);
         assert!(host.engine.poll_output().is_none());
     }
     assert_eq!(pair.hosts[0].engine.poll_timeout(), timeout);

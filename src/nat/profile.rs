@@ -358,7 +358,7 @@ impl Round {
         question: Question,
         to: SocketAddr,
     ) -> (SocketAddr, Vec<u8>) {
-        let id = rng.transaction_id();
+        let id = rng.bytes();
         self.pending.insert(id, (relay, question, now));
         (
             to,

@@ -20,18 +20,12 @@ use crate::path::agent::{PathSet, Use};
 use crate::session::{LocalKey, Session};
 use crate::time::Instant;
 
-/// A slot in the engine's peer table; also the session index on the wire, so it stays below 2^24.
+/// A slot in the engine's peer table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PeerIndex(pub(crate) u32);
 
 /// A peer without traffic for this long is idle: nothing is probed and nothing is punched for it.
 pub(crate) const ACTIVE: Duration = Duration::from_secs(120);
-/// WireGuard's timers run this often while packets flow.
-const TICK: Duration = Duration::from_millis(250);
-/// And this often when nothing does; keys expire late by at most this.
-const IDLE_TICK: Duration = Duration::from_secs(10);
-/// Packets count as flowing for this long: WireGuard's longest reaction to one (keepalive plus rekey timeout, 15 s).
-const FLOWING: Duration = Duration::from_secs(20);
 /// Pauses between hellos; a session that saw none of them answered talks to something that is no meshd.
 const HELLO_RETRY: [Duration; 5] = [
     Duration::from_millis(250),
@@ -141,7 +135,7 @@ pub(crate) struct Peer {
     pub(crate) endpoints: Vec<SocketAddr>,
     psk: Option<Zeroizing<[u8; 32]>>,
 
-    /// Made on first use: keys for 10,000 silent peers would cost 100 MB.
+    /// Made on first use: a key agreement for each of 10,000 silent peers would take half a second.
     session: Option<Box<Session>>,
     pub(crate) handshake: Option<Handshake>,
     /// Where our response to the peer's initiation went, and the number of the session that it offered; the first
@@ -247,16 +241,22 @@ impl Peer {
         self.session.as_deref_mut()
     }
 
-    pub(crate) fn session_or_new(&mut self, local: &LocalKey, now: Instant) -> &mut Session {
-        let (index, key, psk) = (self.index.0, &self.wireguard_key, self.psk.as_deref());
-        self.session
-            .get_or_insert_with(|| Box::new(Session::new(local, key, psk, index, now)))
+    /// The session, made if there is none; `None` for a key with which no secret can be agreed.
+    pub(crate) fn session_or_new(&mut self, local: &LocalKey) -> Option<&mut Session> {
+        if self.session.is_none() {
+            let psk = self.psk.as_deref();
+            self.session = Session::new(local, self.index, self.wireguard_key, psk).map(Box::new);
+        }
+        self.session()
+    }
+
+    /// The session, to look something up.
+    pub(crate) fn keys(&self) -> Option<&Session> {
+        self.session.as_deref()
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        self.session
-            .as_ref()
-            .is_some_and(|session| session.is_ready())
+        self.keys().is_some_and(Session::is_ready)
     }
 
     /// Traffic of users lately.
@@ -290,31 +290,9 @@ impl Peer {
         }
     }
 
-    fn tick_interval(&self, now: Instant) -> Duration {
-        let flowing = self.last_data.is_some_and(|at| now.since(at) < FLOWING);
-        if flowing { TICK } else { IDLE_TICK }
-    }
-
-    /// True when WireGuard's timers have to run.
-    pub(crate) fn tick_due(&self, now: Instant) -> bool {
-        let interval = self.tick_interval(now);
-        self.session
-            .as_ref()
-            .is_some_and(|session| now.since(session.last_tick()) >= interval)
-    }
-
-    /// Users' data flows: look at it soon, if the next look is far.
-    #[inline]
-    pub(crate) fn needs_earlier_look(&self, now: Instant) -> bool {
-        self.armed.is_none_or(|armed| armed > now + TICK)
-    }
-
     /// When something has to be done about it.
     pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
-        let tick = self
-            .session
-            .as_ref()
-            .map(|session| session.last_tick() + self.tick_interval(now));
+        let session = self.keys().and_then(Session::deadline);
         let handshake = self.handshake.as_ref().map(Handshake::deadline);
         let using = self.uses(now);
         let reachable = self.is_ready() && self.paths.current().is_some();
@@ -324,7 +302,7 @@ impl Peer {
         let next_punch = self.punching.next.filter(|_| wants_punch);
         let ping = self.pings.iter().map(|ping| ping.deadline).min();
         let paths = self.paths.deadline(using);
-        [tick, handshake, hello, punch, next_punch, ping, paths]
+        [session, handshake, hello, punch, next_punch, ping, paths]
             .into_iter()
             .flatten()
             .min()

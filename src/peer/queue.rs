@@ -9,13 +9,13 @@ use crate::limits;
 pub(crate) struct PacketQueue(VecDeque<Vec<u8>>);
 
 impl PacketQueue {
-    /// Keeps a copy of `packet`; `false` if an older one had to go for it.
-    pub(crate) fn push(&mut self, packet: &[u8]) -> bool {
+    /// Keeps `packet`; `false` if an older one had to go for it.
+    pub(crate) fn push(&mut self, packet: Vec<u8>) -> bool {
         let room = self.0.len() < limits::QUEUED_PACKETS;
         if !room {
             self.0.pop_front();
         }
-        self.0.push_back(packet.to_vec());
+        self.0.push_back(packet);
         room
     }
 
@@ -38,7 +38,7 @@ mod tests {
         let mut queue = PacketQueue::default();
         for number in 0..=limits::QUEUED_PACKETS {
             let expected = number < limits::QUEUED_PACKETS;
-            assert_eq!(queue.push(&[u8::try_from(number).unwrap()]), expected);
+            assert_eq!(queue.push(vec![u8::try_from(number).unwrap()]), expected);
         }
         let kept = queue.take();
         assert_eq!(kept.len(), limits::QUEUED_PACKETS);

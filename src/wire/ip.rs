@@ -11,6 +11,8 @@ pub struct IpHeader {
     pub destination: IpAddr,
     /// IPv4 protocol, or the first IPv6 next header.
     pub protocol: u8,
+    /// Length of the whole packet, which padding may follow.
+    pub length: usize,
 }
 
 impl IpHeader {
@@ -36,6 +38,7 @@ impl IpHeader {
             source: Ipv4Addr::new(header[12], header[13], header[14], header[15]).into(),
             destination: Ipv4Addr::new(header[16], header[17], header[18], header[19]).into(),
             protocol: header[9],
+            length: total,
         })
     }
 
@@ -54,6 +57,7 @@ impl IpHeader {
             source: address(8)?,
             destination: address(24)?,
             protocol: header[6],
+            length: 40 + payload,
         })
     }
 }
@@ -72,7 +76,7 @@ mod tests {
         let header = IpHeader::parse(&v4).unwrap();
         assert_eq!(header.source, IpAddr::from([10, 0, 0, 1]));
         assert_eq!(header.destination, IpAddr::from([10, 0, 0, 2]));
-        assert_eq!(header.protocol, 17);
+        assert_eq!((header.protocol, header.length), (17, 28));
         for length in 0..v4.len() {
             assert_eq!(IpHeader::parse(&v4[..length]), None);
         }

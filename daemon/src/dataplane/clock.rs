@@ -16,6 +16,14 @@ pub(crate) fn now() -> Instant {
     Instant::from_boot(since_boot)
 }
 
+/// The time of day, since 1970.
+pub(crate) fn unix() -> Duration {
+    // A clock that stands before 1970 is as good as one that stands at its beginning.
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
 /// Wakes the data thread at a point in time.
 ///
 /// A descriptor rather than the timeout of the wait, because that one stands still while the host is suspended: after an

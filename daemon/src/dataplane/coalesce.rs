@@ -7,31 +7,31 @@
 //! Packets of different flows may overtake each other; packets of one flow never do.
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 
-use mesh_core::limits;
-use tun_rs::VIRTIO_NET_HDR_LEN;
+use mesh_core::offload::VIRTIO_NET_HDR;
 
-use super::segment::{Flow, Joined, Kind, inspect};
+use super::segment::{Flow, Joined, Kind, Segment, inspect};
 
 /// Flows that are collected at the same time. More only matters when many senders' packets alternate one by one.
 const FLOWS: usize = 8;
 /// Longest headers that are joined: IPv6 and TCP with all options.
 const MAX_HEADERS: usize = 40 + 60;
-/// Where the kernel's header starts in each buffer.
-const START: usize = limits::TUN_HEADROOM - VIRTIO_NET_HDR_LEN;
+/// Packets in one write: what 64 KiB hold of full-size ones, and then some.
+const BURST: usize = 128;
 
 /// A super-packet in the making, and which packets it is made of.
 #[derive(Debug)]
 struct Burst {
     joined: Joined,
-    packets: Vec<usize>,
+    packets: Vec<Range<usize>>,
 }
 
 /// Keeps its memory from one call to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Coalescer {
     bursts: Vec<Burst>,
-    spare: Vec<Vec<usize>>,
+    spare: Vec<Vec<Range<usize>>>,
 }
 
 /// How writing went.
@@ -45,141 +45,153 @@ pub(crate) struct Outcome {
     pub(crate) refused: bool,
 }
 
+/// Where packets lie, and how to hand one of them, with the kernel's header before it, to the device.
+struct Output<'a, W> {
+    /// Before each packet there is room for the kernel's header.
+    storage: &'a mut [u8],
+    write: W,
+    outcome: Outcome,
+}
+
 impl Coalescer {
-    /// Writes packets that start after [`limits::TUN_HEADROOM`] bytes of their buffers. `udp` says whether UDP may be
-    /// joined. `write` gets one packet with the kernel's header at a time.
+    /// Writes the packets at `ranges` of `storage`, each of which has [`VIRTIO_NET_HDR`] spare bytes before it. `udp` says
+    /// whether UDP may be joined. `write` gets one packet with the kernel's header at a time.
     pub(crate) fn write(
         &mut self,
-        packets: &mut [Vec<u8>],
+        storage: &mut [u8],
+        ranges: &[Range<usize>],
         udp: bool,
-        mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<()>,
+        write: impl FnMut(&[IoSlice<'_>]) -> io::Result<()>,
     ) -> Outcome {
-        let mut outcome = Outcome::default();
-        for index in 0..packets.len() {
-            match inspect(inner(packets, index), udp) {
-                Kind::Data(segment) => {
-                    if let Some(at) = self.find(packets, segment.flow, index) {
-                        let burst = &mut self.bursts[at];
-                        let head = inner(packets, burst.packets[0]);
-                        if burst.packets.len() < limits::TUN_BATCH_PACKETS
-                            && burst.joined.append(head, inner(packets, index), &segment)
-                        {
-                            burst.packets.push(index);
-                            continue;
-                        }
-                        self.finish(at, packets, &mut write, &mut outcome);
-                    } else if self.bursts.len() == FLOWS {
-                        self.finish(0, packets, &mut write, &mut outcome);
-                    }
-                    let mut indices = self.spare.pop().unwrap_or_default();
-                    indices.push(index);
-                    self.bursts.push(Burst {
-                        joined: Joined::new(segment),
-                        packets: indices,
-                    });
-                }
+        let mut output = Output::new(storage, write);
+        for range in ranges {
+            match inspect(&output.storage[range.clone()], udp) {
+                Kind::Data(segment) => self.collect(&mut output, range, segment),
                 Kind::Alone(flow) => {
-                    if let Some(at) = self.find(packets, flow, index) {
-                        self.finish(at, packets, &mut write, &mut outcome);
+                    if let Some(at) = self.find(output.storage, flow, range) {
+                        self.finish(at, &mut output);
                     }
-                    write_alone(&mut packets[index], &mut write, &mut outcome);
+                    output.write_alone(range);
                 }
-                Kind::Other => write_alone(&mut packets[index], &mut write, &mut outcome),
+                Kind::Other => output.write_alone(range),
             }
         }
         while !self.bursts.is_empty() {
-            self.finish(0, packets, &mut write, &mut outcome);
+            self.finish(0, &mut output);
         }
-        outcome
+        output.outcome
+    }
+
+    /// Adds a packet to its flow's burst, or begins one with it.
+    fn collect<W: FnMut(&[IoSlice<'_>]) -> io::Result<()>>(
+        &mut self,
+        output: &mut Output<'_, W>,
+        range: &Range<usize>,
+        segment: Segment,
+    ) {
+        if let Some(at) = self.find(output.storage, segment.flow, range) {
+            let burst = &mut self.bursts[at];
+            let head = &output.storage[burst.packets[0].clone()];
+            let packet = &output.storage[range.clone()];
+            if burst.packets.len() < BURST && burst.joined.append(head, packet, &segment) {
+                burst.packets.push(range.clone());
+                return;
+            }
+            self.finish(at, output);
+        } else if self.bursts.len() == FLOWS {
+            self.finish(0, output);
+        }
+        let mut packets = self.spare.pop().unwrap_or_default();
+        packets.push(range.clone());
+        let joined = Joined::new(segment);
+        self.bursts.push(Burst { joined, packets });
     }
 
     /// The burst of the flow that a packet belongs to.
-    fn find(&self, packets: &[Vec<u8>], flow: Flow, index: usize) -> Option<usize> {
-        let packet = inner(packets, index);
+    fn find(&self, storage: &[u8], flow: Flow, range: &Range<usize>) -> Option<usize> {
+        let packet = &storage[range.clone()];
         self.bursts.iter().position(|burst| {
-            let head = inner(packets, burst.packets[0]);
+            let head = &storage[burst.packets[0].clone()];
             burst.joined.first.flow.joins(head, flow, packet)
         })
     }
 
     /// Writes what is collected of one flow.
-    fn finish(
+    fn finish<W: FnMut(&[IoSlice<'_>]) -> io::Result<()>>(
         &mut self,
         at: usize,
-        packets: &mut [Vec<u8>],
-        write: &mut impl FnMut(&[IoSlice<'_>]) -> io::Result<()>,
-        outcome: &mut Outcome,
+        output: &mut Output<'_, W>,
     ) {
         let mut burst = self.bursts.remove(at);
-        match burst.packets[..] {
-            [only] => write_alone(&mut packets[only], write, outcome),
-            _ => write_joined(&burst, packets, write, outcome),
+        match &burst.packets[..] {
+            [only] => output.write_alone(only),
+            _ => output.write_joined(&burst),
         }
         burst.packets.clear();
         self.spare.push(burst.packets);
     }
 }
 
-fn inner(packets: &[Vec<u8>], index: usize) -> &[u8] {
-    packets[index]
-        .get(limits::TUN_HEADROOM..)
-        .unwrap_or_default()
-}
-
 /// Writes packets one by one, each as it is.
 pub(crate) fn write_plain(
-    packets: &mut [Vec<u8>],
-    mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<()>,
+    storage: &mut [u8],
+    ranges: &[Range<usize>],
+    write: impl FnMut(&[IoSlice<'_>]) -> io::Result<()>,
 ) -> Outcome {
-    let mut outcome = Outcome::default();
-    for packet in packets {
-        write_alone(packet, &mut write, &mut outcome);
+    let mut output = Output::new(storage, write);
+    for range in ranges {
+        output.write_alone(range);
     }
-    outcome
+    output.outcome
 }
 
-fn write_alone(
-    packet: &mut [u8],
-    write: &mut impl FnMut(&[IoSlice<'_>]) -> io::Result<()>,
-    outcome: &mut Outcome,
-) {
-    let written = packet.get_mut(START..).is_some_and(|packet| {
-        // "Nothing to segment, nothing to sum up."
-        packet[..VIRTIO_NET_HDR_LEN].fill(0);
-        write(&[IoSlice::new(packet)]).is_ok()
-    });
-    outcome.lost += u64::from(!written);
-}
-
-fn write_joined(
-    burst: &Burst,
-    packets: &mut [Vec<u8>],
-    write: &mut impl FnMut(&[IoSlice<'_>]) -> io::Result<()>,
-    outcome: &mut Outcome,
-) {
-    let headers = burst.joined.first.headers;
-    let first = burst.packets[0];
-    let head = &mut packets[first][limits::TUN_HEADROOM..];
-    let mut original = [0; MAX_HEADERS];
-    original[..headers].copy_from_slice(&head[..headers]);
-    let virtio = burst.joined.rewrite(head);
-    packets[first][START..limits::TUN_HEADROOM].copy_from_slice(&virtio);
-
-    let mut parts = [IoSlice::new(&[]); limits::TUN_BATCH_PACKETS];
-    parts[0] = IoSlice::new(&packets[first][START..]);
-    for (part, index) in parts[1..].iter_mut().zip(&burst.packets[1..]) {
-        *part = IoSlice::new(&packets[*index][limits::TUN_HEADROOM + headers..]);
-    }
-    match write(&parts[..burst.packets.len()]) {
-        Ok(()) => outcome.joined += 1,
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            outcome.refused = true;
-            packets[first][limits::TUN_HEADROOM..][..headers].copy_from_slice(&original[..headers]);
-            for index in &burst.packets {
-                write_alone(&mut packets[*index], write, outcome);
-            }
+impl<'a, W: FnMut(&[IoSlice<'_>]) -> io::Result<()>> Output<'a, W> {
+    fn new(storage: &'a mut [u8], write: W) -> Self {
+        let outcome = Outcome::default();
+        Self {
+            storage,
+            write,
+            outcome,
         }
-        Err(_) => outcome.lost += burst.packets.len() as u64,
+    }
+
+    fn write_alone(&mut self, range: &Range<usize>) {
+        let start = range.start.checked_sub(VIRTIO_NET_HDR);
+        let packet = start.and_then(|start| self.storage.get_mut(start..range.end));
+        let written = packet.is_some_and(|packet| {
+            // "Nothing to segment, nothing to sum up."
+            packet[..VIRTIO_NET_HDR].fill(0);
+            (self.write)(&[IoSlice::new(packet)]).is_ok()
+        });
+        self.outcome.lost += u64::from(!written);
+    }
+
+    fn write_joined(&mut self, burst: &Burst) {
+        let headers = burst.joined.first.headers;
+        let first = burst.packets[0].clone();
+        let start = first.start - VIRTIO_NET_HDR;
+        let head = &mut self.storage[first.clone()];
+        let mut original = [0; MAX_HEADERS];
+        original[..headers].copy_from_slice(&head[..headers]);
+        let virtio = burst.joined.rewrite(head);
+        self.storage[start..first.start].copy_from_slice(&virtio);
+
+        let mut parts = [IoSlice::new(&[]); BURST];
+        parts[0] = IoSlice::new(&self.storage[start..first.end]);
+        for (part, range) in parts[1..].iter_mut().zip(&burst.packets[1..]) {
+            *part = IoSlice::new(&self.storage[range.start + headers..range.end]);
+        }
+        match (self.write)(&parts[..burst.packets.len()]) {
+            Ok(()) => self.outcome.joined += 1,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                self.outcome.refused = true;
+                self.storage[first][..headers].copy_from_slice(&original[..headers]);
+                for range in &burst.packets {
+                    self.write_alone(range);
+                }
+            }
+            Err(_) => self.outcome.lost += burst.packets.len() as u64,
+        }
     }
 }
 
@@ -187,9 +199,12 @@ fn write_joined(
 mod tests {
     use std::net::IpAddr;
 
-    use tun_rs::checksum;
+    use mesh_core::offload::checksum;
 
     use super::*;
+
+    /// What lies before each packet in a receive buffer: the header of WireGuard's data message.
+    const HEADROOM: usize = 16;
 
     const ACK: u8 = 0x10;
     const PSH: u8 = 0x08;
@@ -282,16 +297,28 @@ mod tests {
             let sum = !checksum(&transport, pseudo.into());
             let at = if self.tcp { 16 } else { 6 };
             transport[at..at + 2].copy_from_slice(&sum.to_be_bytes());
-            let mut buffer = vec![0xee; limits::TUN_HEADROOM];
+            let mut buffer = vec![0xee; HEADROOM];
             buffer.extend(network);
             buffer.extend(transport);
             buffer
         }
     }
 
-    fn written(buffers: &mut [Vec<u8>]) -> Vec<Vec<u8>> {
+    /// The buffers one after the other, as they lie in a receive buffer, and where their packets are.
+    fn laid_out(buffers: &[Vec<u8>]) -> (Vec<u8>, Vec<Range<usize>>) {
+        let (mut storage, mut ranges) = (Vec::new(), Vec::new());
+        for buffer in buffers {
+            let start = storage.len() + HEADROOM;
+            storage.extend(buffer);
+            ranges.push(start..storage.len());
+        }
+        (storage, ranges)
+    }
+
+    fn written(buffers: &[Vec<u8>]) -> Vec<Vec<u8>> {
         let mut writes = Vec::new();
-        let outcome = Coalescer::default().write(buffers, true, |parts| {
+        let (mut storage, ranges) = laid_out(buffers);
+        let outcome = Coalescer::default().write(&mut storage, &ranges, true, |parts| {
             writes.push(parts.iter().flat_map(|part| part.to_vec()).collect());
             Ok(())
         });
@@ -300,11 +327,11 @@ mod tests {
     }
 
     fn lengths(packets: &[Packet]) -> Vec<usize> {
-        let mut buffers: Vec<_> = packets.iter().map(Packet::buffer).collect();
-        let writes = written(&mut buffers);
+        let buffers: Vec<_> = packets.iter().map(Packet::buffer).collect();
+        let writes = written(&buffers);
         writes
             .iter()
-            .map(|write| write.len() - VIRTIO_NET_HDR_LEN)
+            .map(|write| write.len() - VIRTIO_NET_HDR)
             .collect()
     }
 
@@ -312,9 +339,9 @@ mod tests {
     /// code under test, as far as checksums go; headers apart from lengths and sequence are copied.
     fn segmented(write: &[u8]) -> Vec<Vec<u8>> {
         let field = |at: usize| usize::from(u16::from_ne_bytes([write[at], write[at + 1]]));
-        let packet = &write[VIRTIO_NET_HDR_LEN..];
+        let packet = &write[VIRTIO_NET_HDR..];
         if write[1] == 0 {
-            assert_eq!(write[..VIRTIO_NET_HDR_LEN], [0; VIRTIO_NET_HDR_LEN]);
+            assert_eq!(write[..VIRTIO_NET_HDR], [0; VIRTIO_NET_HDR]);
             return vec![packet.to_vec()];
         }
         let (headers, size, network, offset) = (field(2), field(4), field(6), field(8));
@@ -394,9 +421,9 @@ mod tests {
                 .collect();
             let expected: Vec<_> = buffers
                 .iter()
-                .map(|buffer| buffer[limits::TUN_HEADROOM..].to_vec())
+                .map(|buffer| buffer[HEADROOM..].to_vec())
                 .collect();
-            let writes = written(&mut buffers);
+            let writes = written(&buffers);
             assert_eq!(writes.len(), 1);
             assert!(segmented(&writes[0]) == expected);
         }
@@ -440,7 +467,7 @@ mod tests {
                 packet.buffer()
             })
             .collect();
-        let writes = written(&mut buffers);
+        let writes = written(&buffers);
         let total: usize = writes.iter().map(|write| segmented(write).len()).sum();
         assert_eq!(total, 60);
     }
@@ -491,11 +518,11 @@ mod tests {
 
     #[test]
     fn a_wrong_checksum_stays_wrong() {
-        for at in [limits::TUN_HEADROOM + 10, limits::TUN_HEADROOM + 100] {
+        for at in [HEADROOM + 10, HEADROOM + 100] {
             let mut buffers = vec![tcp(0, &[1; 100]).buffer(), tcp(100, &[1; 100]).buffer()];
             buffers[1][at] ^= 0x10;
-            let expected = buffers[1][limits::TUN_HEADROOM..].to_vec();
-            let writes = written(&mut buffers);
+            let expected = buffers[1][HEADROOM..].to_vec();
+            let writes = written(&buffers);
             assert_eq!(writes.len(), 2);
             assert_eq!(segmented(&writes[1])[0], expected);
         }
@@ -512,8 +539,8 @@ mod tests {
             fin,
             udp(&[9; 10]),
         ];
-        let mut buffers: Vec<_> = packets.iter().map(Packet::buffer).collect();
-        let lengths: Vec<_> = written(&mut buffers)
+        let buffers: Vec<_> = packets.iter().map(Packet::buffer).collect();
+        let lengths: Vec<_> = written(&buffers)
             .iter()
             .map(|write| write.len() - 10)
             .collect();
@@ -524,15 +551,12 @@ mod tests {
     #[test]
     fn fragments_and_other_protocols_pass_as_they_are() {
         let mut fragment = tcp(0, &[1; 100]).buffer();
-        fragment[limits::TUN_HEADROOM + 6] = 0x20;
+        fragment[HEADROOM + 6] = 0x20;
         let mut icmp = tcp(0, &[1; 100]).buffer();
-        icmp[limits::TUN_HEADROOM + 9] = 1;
+        icmp[HEADROOM + 9] = 1;
         let mut buffers = [fragment.clone(), fragment, icmp.clone(), icmp];
-        let expected: Vec<_> = buffers
-            .iter()
-            .map(|b| b[limits::TUN_HEADROOM..].to_vec())
-            .collect();
-        let writes = written(&mut buffers);
+        let expected: Vec<_> = buffers.iter().map(|b| b[HEADROOM..].to_vec()).collect();
+        let writes = written(&buffers);
         let packets: Vec<_> = writes.iter().flat_map(|write| segmented(write)).collect();
         assert_eq!(packets, expected);
     }
@@ -542,16 +566,14 @@ mod tests {
         let mut buffers: Vec<_> = (0..5_u32)
             .map(|i| tcp(i * 100, &[i as u8; 100]).buffer())
             .collect();
-        let expected: Vec<_> = buffers
-            .iter()
-            .map(|b| b[limits::TUN_HEADROOM..].to_vec())
-            .collect();
+        let expected: Vec<_> = buffers.iter().map(|b| b[HEADROOM..].to_vec()).collect();
         let mut packets = Vec::new();
-        let outcome = Coalescer::default().write(&mut buffers, true, |parts| {
+        let (mut storage, ranges) = laid_out(&buffers);
+        let outcome = Coalescer::default().write(&mut storage, &ranges, true, |parts| {
             if parts.len() > 1 {
                 return Err(io::Error::from_raw_os_error(libc::EINVAL));
             }
-            packets.push(parts[0][VIRTIO_NET_HDR_LEN..].to_vec());
+            packets.push(parts[0][VIRTIO_NET_HDR..].to_vec());
             Ok(())
         });
         let refused = Outcome {
@@ -568,7 +590,8 @@ mod tests {
             .map(|i| tcp(i * 100, &[0; 100]).buffer())
             .collect();
         buffers.push(udp(&[1; 3]).buffer());
-        let outcome = Coalescer::default().write(&mut buffers, true, |_| {
+        let (mut storage, ranges) = laid_out(&buffers);
+        let outcome = Coalescer::default().write(&mut storage, &ranges, true, |_| {
             Err(io::Error::from_raw_os_error(libc::EIO))
         });
         assert_eq!((outcome.lost, outcome.refused), (6, false));
@@ -600,14 +623,14 @@ mod tests {
                         let at = random(buffer.len());
                         buffer[at] = random(256) as u8;
                     }
-                    buffer.truncate(limits::TUN_HEADROOM + random(140));
+                    buffer.truncate(HEADROOM + random(140));
                     buffer
                 })
                 .collect();
             let count = buffers.len();
-            let writes = written(&mut buffers);
+            let writes = written(&buffers);
             assert!(writes.len() <= count);
         }
-        assert_eq!(written(&mut [Vec::new()][..0]), Vec::<Vec<u8>>::new());
+        assert_eq!(written(&[]), Vec::<Vec<u8>>::new());
     }
 }

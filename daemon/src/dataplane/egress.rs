@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use mesh_core::batch::Batches;
+use mesh_core::batch::{Batches, ReceiveBatch};
 use mesh_core::engine::{Engine, Event, NetworkIndex, Output, RelayEvent, RelayHandle};
 use mesh_core::limits;
+use mesh_core::offload::VIRTIO_NET_HDR;
+use mesh_core::session::Kernel;
 use mesh_core::time::Instant;
 use tokio::sync::mpsc;
 
@@ -37,10 +39,11 @@ impl Egress {
         sockets: Arc<Sockets>,
         outbox: Outbox,
         quic: mpsc::Sender<QuicDatagram>,
+        kernel: Kernel,
     ) -> Self {
         Self {
             sockets,
-            batches: Batches::default(),
+            batches: Batches::new(kernel),
             tuns: (0..limits::MAX_NETWORKS).map(|_| None).collect(),
             requests: Requests::default(),
             counters: Counters::default(),
@@ -70,15 +73,34 @@ impl Egress {
         self.batches.send.clear();
     }
 
-    /// Writes opened packets to their devices.
-    pub(crate) fn flush_tun(&mut self) {
-        for (network, packets) in self.batches.tun.groups() {
+    /// Writes opened packets to their devices, from where they were received.
+    pub(crate) fn write(&mut self, received: &mut ReceiveBatch) {
+        let Self {
+            tuns,
+            coalescer,
+            counters,
+            ..
+        } = self;
+        received.write(|network, storage, packets| {
             // A network that has just lost its device has no place for them.
-            if let Some(Some(port)) = self.tuns.get_mut(usize::from(network.0)) {
-                port.write(&mut self.coalescer, packets, &mut self.counters);
+            if let Some(Some(port)) = tuns.get_mut(usize::from(network.0)) {
+                port.write(coalescer, storage, packets, counters);
             }
+        });
+    }
+
+    /// Writes one packet that did not come by the mesh socket.
+    fn write_packet(&mut self, network: NetworkIndex, packet: &[u8]) {
+        if let Some(Some(port)) = self.tuns.get_mut(usize::from(network.0)) {
+            let mut storage = [&[0; VIRTIO_NET_HDR], packet].concat();
+            let range = VIRTIO_NET_HDR..storage.len();
+            port.write(
+                &mut self.coalescer,
+                &mut storage,
+                &[range],
+                &mut self.counters,
+            );
         }
-        self.batches.tun.clear();
     }
 
     /// Sends what is in the batches and does what the engine asks for, after each batch of inputs.
@@ -97,7 +119,6 @@ impl Egress {
 
     fn flush(&mut self) {
         self.flush_send();
-        self.flush_tun();
         for datagram in self.batches.quic.drain(..) {
             // QUIC repeats what gets lost.
             if self.quic.try_send(datagram).is_err() {
@@ -119,6 +140,7 @@ impl Egress {
                     None => self.sockets.send(remote, &payload, payload.len()),
                 }
             }
+            Output::Packet { network, packet } => self.write_packet(network, &packet),
             Output::Relay(relay, action) => {
                 if self.outbox.relay(relay, action).is_err() {
                     self.report_overflow();

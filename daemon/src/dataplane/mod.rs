@@ -37,6 +37,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use counters::Counters;
 
 use crate::sockets::{SendErrors, Sockets};
+use crate::tuning::Tuning;
 
 /// Commands on their way to the data thread; senders wait when it is full.
 const COMMAND_QUEUE: usize = 256;
@@ -195,7 +196,7 @@ impl DataPlane {
     /// # Errors
     ///
     /// When the kernel gives no descriptor or no thread.
-    pub fn start(seed: [u8; 32], sockets: Arc<Sockets>) -> io::Result<Started> {
+    pub fn start(seed: [u8; 32], sockets: Arc<Sockets>, tuning: Tuning) -> io::Result<Started> {
         let (commands, command_queue) = mpsc::channel(COMMAND_QUEUE);
         let (quic_sender, quic) = mpsc::channel(QUIC_QUEUE);
         let (outbox, outputs) = outbox::Outbox::new();
@@ -211,6 +212,7 @@ impl DataPlane {
                 outbox,
                 quic: quic_sender,
             },
+            tuning,
         )?;
         let thread = std::thread::Builder::new()
             .name("data".to_owned())

@@ -1,6 +1,6 @@
 //! What of an inner packet decides whether it can be joined with others into one super-packet.
 
-use tun_rs::checksum;
+use mesh_core::offload::checksum;
 
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;

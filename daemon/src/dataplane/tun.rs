@@ -1,32 +1,30 @@
 //! TUN devices: super-packets in, bursts out.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use mesh_core::engine::NetworkIndex;
-use mesh_core::limits;
+use mesh_core::offload::{SuperPacket, VIRTIO_NET_HDR};
+use nix::errno::Errno;
 use nix::sys::uio::writev;
-use tun_rs::{SyncDevice, VIRTIO_NET_HDR_LEN};
+use tun_rs::SyncDevice;
 
 use super::coalesce::{Coalescer, Outcome, write_plain};
 use super::counters::Counters;
+use crate::tuning::Tuning;
 
-/// Largest packet that is not segmented: one of the largest MTU that we give an interface.
-const PACKET_BYTES: usize = limits::MAX_DATAGRAM;
-/// Packets that one read can yield: 64 KiB of payload at the smallest TCP segment size that Linux accepts, 48 bytes.
-/// A super-packet of more segments would be lost again with each retransmission.
-const MAX_SEGMENTS: usize = 65_536 / 48;
 /// The kernel's header and its largest super-packet.
-const SUPER_PACKET_BYTES: usize = VIRTIO_NET_HDR_LEN + 65_536;
+const SUPER_PACKET_BYTES: usize = VIRTIO_NET_HDR + 65_536;
 
 /// Bursts that are written packet by packet after the kernel refused a joined one, at first and at most.
 const PLAIN_BURSTS: (u32, u32) = (64, 1 << 20);
 
 /// What became of an attempt to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Read {
-    /// So many packets are in the [`TunInput`].
-    Packets(usize),
+#[derive(Debug)]
+pub(crate) enum Read<'a> {
+    /// This is it.
+    Packet(SuperPacket<'a>),
     /// Nothing there now.
     Empty,
     /// What was there could not be used; there may be more.
@@ -35,31 +33,12 @@ pub(crate) enum Read {
     Lost,
 }
 
-/// Buffers that a super-packet is read into and split into. Pages that are never written take no memory.
-pub(crate) struct TunInput {
-    super_packet: Vec<u8>,
-    /// One after the other, [`PACKET_BYTES`] each.
-    packets: Vec<u8>,
-    sizes: Vec<usize>,
-}
+/// The buffer that super-packets are read into.
+pub(crate) struct TunInput(Vec<u8>);
 
 impl TunInput {
     pub(crate) fn new() -> Self {
-        Self {
-            super_packet: vec![0; SUPER_PACKET_BYTES],
-            packets: vec![0; PACKET_BYTES * MAX_SEGMENTS],
-            sizes: vec![0; MAX_SEGMENTS],
-        }
-    }
-
-    /// The first `count` packets of the last read, with correct checksums.
-    pub(crate) fn packets(&self, count: usize) -> impl Iterator<Item = &[u8]> {
-        let (packets, _) = self.packets.as_chunks::<PACKET_BYTES>();
-        packets
-            .iter()
-            .zip(&self.sizes)
-            .take(count)
-            .map(|(packet, size)| &packet[..*size])
+        Self(vec![0; SUPER_PACKET_BYTES])
     }
 }
 
@@ -70,21 +49,31 @@ pub(crate) struct TunPort {
     joining: Joining,
 }
 
+nix::ioctl_write_int!(set_offload, b'T', 208); // TUNSETOFFLOAD, linux/if_tun.h
+
 impl TunPort {
     /// Takes a device over and makes it non-blocking.
     ///
     /// # Errors
     ///
     /// When it was made without offload.
-    pub(crate) fn new(network: NetworkIndex, device: SyncDevice) -> io::Result<Self> {
+    pub(crate) fn new(
+        network: NetworkIndex,
+        device: SyncDevice,
+        tuning: Tuning,
+    ) -> io::Result<Self> {
         if !device.tcp_gso() {
             return Err(io::Error::other("it was made without offload"));
         }
         device.set_nonblocking(true)?;
+        if !tuning.tun_segmentation {
+            // SAFETY: the descriptor is open, and the argument is a number.
+            unsafe { set_offload(device.as_raw_fd(), 0) }?;
+        }
         Ok(Self {
             network,
             device,
-            joining: Joining::default(),
+            joining: Joining::new(tuning.tun_coalescing),
         })
     }
 
@@ -93,38 +82,32 @@ impl TunPort {
         self.network
     }
 
-    /// One read: a packet, or a super-packet split up.
-    pub(crate) fn read(&self, input: &mut TunInput) -> Read {
-        let (packets, _) = input.packets.as_chunks_mut::<PACKET_BYTES>();
-        let result =
-            self.device
-                .recv_multiple(&mut input.super_packet, packets, &mut input.sizes, 0);
-        match result {
-            Ok(count) => Read::Packets(count),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Read::Empty,
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EBADFD | libc::EBADF | libc::EFAULT | libc::ENODEV | libc::ENXIO) => {
-                    Read::Lost
-                }
-                // Or a super-packet of a kind that cannot be split.
-                _ => Read::Failed,
-            },
+    /// One read: a packet, or a super-packet.
+    pub(crate) fn read<'a>(&self, input: &'a mut TunInput) -> Read<'a> {
+        match nix::unistd::read(&self.device, &mut input.0) {
+            Ok(length) => SuperPacket::parse(&input.0[..length]).map_or(Read::Failed, Read::Packet),
+            Err(Errno::EAGAIN) => Read::Empty,
+            Err(Errno::EBADFD | Errno::EBADF | Errno::EFAULT | Errno::ENODEV | Errno::ENXIO) => {
+                Read::Lost
+            }
+            Err(_) => Read::Failed,
         }
     }
 
-    /// Writes packets that start after [`limits::TUN_HEADROOM`] bytes; joins those of one flow.
+    /// Writes packets that lie in a receive buffer, with room for a header before each; joins those of one flow.
     pub(crate) fn write(
         &mut self,
         coalescer: &mut Coalescer,
-        packets: &mut [Vec<u8>],
+        storage: &mut [u8],
+        packets: &[Range<usize>],
         counters: &mut Counters,
     ) {
         let device = &self.device;
         let write = |parts: &[IoSlice<'_>]| Ok(writev(device, parts).map(drop)?);
         let outcome = if self.joining.is_off() {
-            write_plain(packets, write)
+            write_plain(storage, packets, write)
         } else {
-            coalescer.write(packets, self.device.udp_gso(), write)
+            coalescer.write(storage, packets, self.device.udp_gso(), write)
         };
         self.joining.learn(outcome);
         counters.packets_to_tun += packets.len() as u64 - outcome.lost;
@@ -140,18 +123,28 @@ impl AsFd for TunPort {
 
 /// Some kernels answer `EINVAL` to joined packets. Each attempt costs a system call then, so attempts get rarer; they
 /// never end, because a peer could provoke the refusal with odd packets.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Joining {
+    /// The switch.
+    wanted: bool,
     off_for: u32,
     last_off: u32,
 }
 
 impl Joining {
+    const fn new(wanted: bool) -> Self {
+        Self {
+            wanted,
+            off_for: 0,
+            last_off: 0,
+        }
+    }
+
     /// True if this burst is to be written packet by packet.
     fn is_off(&mut self) -> bool {
         let off = self.off_for > 0;
         self.off_for = self.off_for.saturating_sub(1);
-        off
+        off || !self.wanted
     }
 
     fn learn(&mut self, outcome: Outcome) {
@@ -171,7 +164,7 @@ mod tests {
 
     #[test]
     fn joining_is_tried_again_ever_more_rarely() {
-        let mut joining = Joining::default();
+        let mut joining = Joining::new(true);
         let refused = Outcome {
             refused: true,
             ..Outcome::default()

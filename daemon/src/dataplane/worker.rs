@@ -22,6 +22,7 @@ use super::tun::{Read, TunInput, TunPort};
 use super::udp::UdpInput;
 use super::{Command, QuicDatagram, StatusReport};
 use crate::sockets::{Family, Sockets};
+use crate::tuning::Tuning;
 
 /// Reads from one TUN device in a pass: up to 1 MiB, about as much as one receive from a socket yields.
 const TUN_READS: usize = 16;
@@ -73,13 +74,19 @@ pub(crate) struct Worker {
     epoll: Epoll,
     ready: Ready,
     running: bool,
+    tuning: Tuning,
 }
 
 impl Worker {
     /// # Errors
     ///
     /// When the kernel gives no descriptors.
-    pub(crate) fn new(seed: [u8; 32], sockets: Arc<Sockets>, queues: Queues) -> io::Result<Self> {
+    pub(crate) fn new(
+        seed: [u8; 32],
+        sockets: Arc<Sockets>,
+        queues: Queues,
+        tuning: Tuning,
+    ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let timer = Timer::new()?;
         epoll.add(queues.wake.as_fd(), readable(TOKEN_WAKE))?;
@@ -90,8 +97,8 @@ impl Worker {
             }
         }
         Ok(Self {
-            engine: Engine::new(seed, clock::now()),
-            egress: Egress::new(sockets, queues.outbox, queues.quic),
+            engine: Engine::new(seed, tuning.kernel, clock::now(), clock::unix()),
+            egress: Egress::new(sockets, queues.outbox, queues.quic, tuning.kernel),
             udp: UdpInput::new(),
             tun: TunInput::new(),
             commands: queues.commands,
@@ -100,6 +107,7 @@ impl Worker {
             epoll,
             ready: Ready::default(),
             running: true,
+            tuning,
         })
     }
 
@@ -183,29 +191,20 @@ impl Worker {
             }
         };
         let now = clock::now();
-        // Opened packets are written in bursts across messages, because not every sender's datagrams arrive coalesced.
-        for received in self.udp.batches() {
-            self.egress.counters.datagrams_received += received.count() as u64;
-            if self.egress.batches.tun.is_full() {
-                self.egress.flush_tun();
-            }
-            self.engine.handle_udp(
-                now,
-                received.remote,
-                received.data,
-                received.stride,
-                &mut self.egress.batches,
-            );
-            // Answers are rare, and may be what somebody waits for.
-            self.egress.flush_send();
-        }
+        let received = &mut self.udp.batch;
+        self.egress.counters.datagrams_received += received.datagrams() as u64;
+        self.engine
+            .handle_udp(now, received, &mut self.egress.batches);
+        // Answers first: somebody may wait for them.
         self.egress.settle(&mut self.engine, now);
+        self.egress.write(received);
         !drained
     }
 
     /// Several reads from the device of a network; true if there may be more.
     fn read_tun(&mut self, index: u16) -> bool {
         let network = NetworkIndex(index);
+        let now = clock::now();
         let mut more = true;
         for _ in 0..TUN_READS {
             let Some(port) = self.egress.tun(network) else {
@@ -213,7 +212,14 @@ impl Worker {
                 break;
             };
             match port.read(&mut self.tun) {
-                Read::Packets(count) => self.seal(network, count),
+                Read::Packet(packet) => {
+                    self.egress.counters.packets_from_tun += packet.count() as u64;
+                    let batches = &mut self.egress.batches;
+                    self.engine.handle_tun(now, network, &packet, batches);
+                    if batches.send.is_full() {
+                        self.egress.flush_send();
+                    }
+                }
                 Read::Empty => {
                     more = false;
                     break;
@@ -226,25 +232,8 @@ impl Worker {
                 }
             }
         }
-        self.egress.settle(&mut self.engine, clock::now());
+        self.egress.settle(&mut self.engine, now);
         more
-    }
-
-    /// Packets that a read yielded; datagrams collect in the batch until it is full, so that each send carries as many
-    /// as it can, across reads.
-    fn seal(&mut self, network: NetworkIndex, count: usize) {
-        let now = clock::now();
-        self.egress.counters.packets_from_tun += count as u64;
-        for packet in self.tun.packets(count) {
-            self.engine
-                .handle_tun(now, network, packet, &mut self.egress.batches);
-            if self.egress.batches.send.is_full() {
-                self.egress.flush_send();
-            }
-            if self.egress.batches.tun.is_full() {
-                self.egress.flush_tun();
-            }
-        }
     }
 
     /// The interface was deleted under us: waiting on its descriptor would return at once for ever.
@@ -355,7 +344,8 @@ impl Worker {
             Some(Some(_)) => return Err("the network is up already".to_owned()),
             Some(None) => {}
         }
-        let port = TunPort::new(index, tun).map_err(|error| format!("the TUN device: {error}"))?;
+        let port = TunPort::new(index, tun, self.tuning)
+            .map_err(|error| format!("the TUN device: {error}"))?;
         self.engine
             .add_network(clock::now(), index, setup)
             .map_err(|error| error.to_string())?;

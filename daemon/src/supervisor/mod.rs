@@ -36,6 +36,7 @@ use crate::control::ListenError;
 use crate::netlink::NetlinkError;
 use crate::sockets::{BindError, Sockets};
 use crate::state::{Locked, StateDir, StateError};
+use crate::tuning::TuningError;
 
 pub use cleanup::cleanup;
 pub use config_file::{ConfigFailure, ConfigFile};
@@ -59,6 +60,9 @@ pub enum Failure {
     /// The control socket is taken.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// A switch in the environment is misspelt.
+    #[error(transparent)]
+    Tuning(#[from] TuningError),
     /// The kernel refuses.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

@@ -22,6 +22,7 @@ use crate::randomness;
 use crate::relays::RelayDialer;
 use crate::sockets::Sockets;
 use crate::state::StateDir;
+use crate::tuning::Tuning;
 
 /// Requests that wait for the supervisor.
 const REQUEST_QUEUE: usize = 64;
@@ -36,13 +37,18 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
     let config = config_file.read()?;
     let state = StateDir::open(&args.state_dir)?;
     let lock = state.lock()?;
-    let sockets = Arc::new(Sockets::bind(config.listen_port)?);
+    let tuning = Tuning::from_env()?;
+    tracing::debug!(?tuning, "packet path");
+    if mesh_core::session::NULL_CIPHER {
+        tracing::warn!("this build DOES NOT ENCRYPT; it is for benchmarks only");
+    }
+    let sockets = Arc::new(Sockets::bind_with(config.listen_port, tuning)?);
     let netlink = Netlink::connect()?;
     let (requests, request_queue) = mpsc::channel(REQUEST_QUEUE);
     let (notices, _) = broadcast::channel::<Notice>(NOTICE_QUEUE);
     // Before anything of the host is changed: another meshd may have the socket.
     let control = control::start(&args.socket, !args.no_bus, requests, notices.clone()).await?;
-    let data = start_data_plane(&sockets)?;
+    let data = start_data_plane(&sockets, tuning)?;
     let dialer = RelayDialer::new(Arc::clone(&sockets), data.quic, data.handle.clone())
         .map_err(Failure::system("start the relay client"))?;
     let dialer = Arc::new(dialer);
@@ -80,10 +86,11 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
     Ok((supervisor, running))
 }
 
-fn start_data_plane(sockets: &Arc<Sockets>) -> Result<Started, Failure> {
+fn start_data_plane(sockets: &Arc<Sockets>, tuning: Tuning) -> Result<Started, Failure> {
     let mut seed = [0; 32];
     randomness::fill(&mut seed).map_err(Failure::system("get randomness"))?;
-    DataPlane::start(seed, Arc::clone(sockets)).map_err(Failure::system("start the data plane"))
+    DataPlane::start(seed, Arc::clone(sockets), tuning)
+        .map_err(Failure::system("start the data plane"))
 }
 
 /// Hands what the data thread says to who has to do it. Never waits: the thread must not.

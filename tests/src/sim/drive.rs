@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
+use mesh_core::batch::Batches;
 use mesh_core::engine::Event as EngineEvent;
+use mesh_core::session::Kernel;
 use mesh_core::time::Instant;
 
 use super::host::{Effects, Input};
@@ -20,7 +22,10 @@ impl Sim {
             .map(|(_, ip)| *ip)
             .collect();
         // Taken and put back: they are large, and every host uses the same ones.
-        let mut batches = self.batches.take().unwrap_or_default();
+        let mut batches = self
+            .batches
+            .take()
+            .unwrap_or_else(|| Batches::new(Kernel::Ring));
         let now = self.now;
         let effects = self
             .host_mut(id)

@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
-use mesh_core::batch::Batches;
+use mesh_core::batch::{Batches, ReceiveBatch};
 use mesh_core::engine::{
     Engine, Event, HostAddress, NetworkIndex, NetworkSetup, Output, PathStatus, PeerKey, PeerSetup,
     RelayAction, RelayEvent, RelayHandle,
 };
 use mesh_core::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
-use mesh_core::limits;
-use mesh_core::session::set_virtual_clock;
+use mesh_core::offload::SuperPacket;
+use mesh_core::session::Kernel;
 use mesh_core::time::Instant;
 use mesh_core::wire::relay::{Framer, ServerMessage};
 use zeroize::Zeroizing;
@@ -22,6 +23,8 @@ pub const NETWORK: NetworkIndex = NetworkIndex(0);
 /// The mesh socket's port unless a test says otherwise.
 pub const PORT: u16 = 41_820;
 
+/// The time of day, since 1970, when virtual time begins.
+const TIME_OF_DAY: Duration = Duration::from_secs(1_800_000_000);
 /// Timeouts that an engine may want at one and the same instant.
 const MAX_TIMEOUTS_AT_ONCE: usize = 32;
 /// Outputs and datagrams that one input may cause: every peer's punch with all candidates, doubled.
@@ -219,8 +222,8 @@ impl Host {
 
     /// Starts an engine that knows nothing of any earlier one; it wants [`Input::Addresses`] next.
     pub(super) fn start(&mut self, now: Instant, seed: [u8; 32]) {
-        set_virtual_clock(now);
-        let mut engine = Engine::new(seed, now);
+        let unix = TIME_OF_DAY + now.since_boot();
+        let mut engine = Engine::new(seed, Kernel::Ring, now, unix);
         let added = engine.add_network(now, NETWORK, self.membership.setup());
         assert!(added.is_ok(), "the engine refuses its network: {added:?}");
         self.engine = Some(engine);
@@ -246,14 +249,23 @@ impl Host {
         let Some(engine) = &mut self.engine else {
             return Effects::default();
         };
-        set_virtual_clock(now);
+        let mut inner = Vec::new();
         match input {
             Input::Udp {
                 from,
                 bytes,
                 stride,
-            } => engine.handle_udp(now, from, &bytes, stride, batches),
-            Input::Tun(packet) => engine.handle_tun(now, NETWORK, &packet, batches),
+            } => {
+                let mut received = ReceiveBatch::of(from, &bytes, stride);
+                engine.handle_udp(now, &mut received, batches);
+                received.write(|network, storage, ranges| {
+                    assert_eq!(network, NETWORK);
+                    inner.extend(ranges.iter().map(|range| storage[range.clone()].to_vec()));
+                });
+            }
+            Input::Tun(packet) => {
+                engine.handle_tun(now, NETWORK, &SuperPacket::whole(&packet), batches);
+            }
             Input::Relay(handle, event) => engine.handle_relay(now, handle, event, batches),
             Input::Timeout => engine.handle_timeout(now, batches),
             Input::Ping {
@@ -272,6 +284,7 @@ impl Host {
             }
         }
         let mut effects = flush(batches);
+        effects.inner = inner;
         while let Some(output) = engine.poll_output() {
             match output {
                 Output::Datagram {
@@ -279,6 +292,10 @@ impl Host {
                     ttl,
                     payload,
                 } => effects.datagrams.push((remote, ttl, payload)),
+                Output::Packet { network, packet } => {
+                    assert_eq!(network, NETWORK);
+                    effects.inner.push(packet);
+                }
                 Output::Relay(handle, action) => effects.relay.push((handle, action)),
                 Output::Event(event) => effects.events.push(event),
             }
@@ -357,7 +374,7 @@ impl Host {
     }
 }
 
-/// Empties the batches as the shell does: datagrams are cut off their runs, inner packets lose their headroom.
+/// Empties the batches as the shell does: datagrams are cut off their runs.
 fn flush(batches: &mut Batches) -> Effects {
     let mut effects = Effects::default();
     for (run, bytes) in batches.send.runs() {
@@ -367,16 +384,7 @@ fn flush(batches: &mut Batches) -> Effects {
             .datagrams
             .extend(datagrams.map(|datagram| (run.remote, None, datagram.to_vec())));
     }
-    for (network, group) in batches.tun.groups() {
-        assert_eq!(network, NETWORK);
-        effects.inner.extend(
-            group
-                .iter()
-                .map(|buffer| buffer[limits::TUN_HEADROOM..].to_vec()),
-        );
-    }
     batches.send.clear();
-    batches.tun.clear();
     batches.quic.clear();
     effects
 }

@@ -1,0 +1,121 @@
+//! Datagrams on their way in.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use crate::engine::NetworkIndex;
+use crate::limits;
+
+/// Datagrams of one size from one sender, as the kernel coalesced them; the last may be shorter.
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    pub(crate) remote: SocketAddr,
+    pub(crate) range: Range<usize>,
+    pub(crate) stride: usize,
+}
+
+/// An inner packet that was opened where it lies.
+#[derive(Debug, Clone)]
+struct Packet {
+    network: NetworkIndex,
+    range: Range<usize>,
+}
+
+/// What one receive brought, and the packets that were in it.
+///
+/// Each packet has at least [`crate::session::HEADER`] bytes before it that nobody needs any more: room for the kernel's
+/// `virtio_net_hdr`.
+#[derive(Debug)]
+pub struct ReceiveBatch {
+    storage: Vec<u8>,
+    messages: Vec<Message>,
+    /// As many as there are datagrams at most.
+    packets: Vec<Packet>,
+}
+
+/// Where the engine leaves the packets of a batch.
+pub(crate) struct Inbox<'a> {
+    pub(crate) storage: &'a mut [u8],
+    packets: &'a mut Vec<Packet>,
+}
+
+impl Inbox<'_> {
+    /// Takes the bytes at `range` as a packet for `network`.
+    pub(crate) fn push(&mut self, network: NetworkIndex, range: Range<usize>) {
+        self.packets.push(Packet { network, range });
+    }
+}
+
+impl ReceiveBatch {
+    /// Room for `messages` messages of [`limits::MESSAGE_BYTES`].
+    pub fn new(messages: usize) -> Self {
+        Self {
+            storage: vec![0; messages * limits::MESSAGE_BYTES],
+            messages: Vec::with_capacity(messages),
+            packets: Vec::new(),
+        }
+    }
+
+    /// One message that was received elsewhere: `stride` bytes for each datagram, the last may be shorter.
+    pub fn of(remote: SocketAddr, data: &[u8], stride: usize) -> Self {
+        let mut batch = Self {
+            storage: data.to_vec(),
+            messages: Vec::new(),
+            packets: Vec::new(),
+        };
+        batch.messages.push(Message {
+            remote,
+            range: 0..data.len(),
+            stride,
+        });
+        batch
+    }
+
+    /// The buffers to receive into, [`limits::MESSAGE_BYTES`] each. What was received before is forgotten.
+    pub fn buffers(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.messages.clear();
+        self.packets.clear();
+        self.storage.chunks_mut(limits::MESSAGE_BYTES)
+    }
+
+    /// Says that buffer number `index` has `length` bytes from `remote`, `stride` for each datagram.
+    pub fn filled(&mut self, index: usize, remote: SocketAddr, length: usize, stride: usize) {
+        let start = index * limits::MESSAGE_BYTES;
+        let end = start + length.min(limits::MESSAGE_BYTES);
+        if end <= self.storage.len() {
+            let range = start..end;
+            self.messages.push(Message {
+                remote,
+                range,
+                stride,
+            });
+        }
+    }
+
+    /// How many datagrams were received.
+    pub fn datagrams(&self) -> usize {
+        let count = |message: &Message| message.range.len().div_ceil(message.stride.max(1));
+        self.messages.iter().map(count).sum()
+    }
+
+    /// The messages, and the place for what they hold.
+    pub(crate) fn split(&mut self) -> (&[Message], Inbox<'_>) {
+        let inbox = Inbox {
+            storage: &mut self.storage,
+            packets: &mut self.packets,
+        };
+        (&self.messages, inbox)
+    }
+
+    /// Hands the packets of each network in turn to `write`, in the order in which they came: the batch's storage, and
+    /// where in it they lie.
+    pub fn write(&mut self, mut write: impl FnMut(NetworkIndex, &mut [u8], &[Range<usize>])) {
+        let mut ranges = Vec::new();
+        for group in self.packets.chunk_by(|a, b| a.network == b.network) {
+            ranges.clear();
+            ranges.extend(group.iter().map(|packet| packet.range.clone()));
+            write(group[0].network, &mut self.storage, &ranges);
+        }
+        self.packets.clear();
+    }
+}

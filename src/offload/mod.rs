@@ -1,0 +1,240 @@
+//! Segmentation offload: a TUN device hands over up to 64 KiB of one TCP or UDP flow as one super-packet, with a
+//! `virtio_net_hdr` that says how to cut it up (virtio 1.2, section 5.1.6; Linux, `include/uapi/linux/virtio_net.h`).
+//!
+//! Segments are written straight into the place where they will be sealed. Checksums are computed here, once; the kernel
+//! left them out.
+
+mod checksum;
+#[cfg(test)]
+mod tests;
+
+pub use checksum::checksum;
+
+/// Length of the `virtio_net_hdr` that TUN uses: without the count of merged buffers.
+pub const VIRTIO_NET_HDR: usize = 10;
+
+const FLAG_NEEDS_CHECKSUM: u8 = 1;
+const GSO_NONE: u8 = 0;
+const GSO_TCP_V4: u8 = 1;
+const GSO_TCP_V6: u8 = 4;
+const GSO_UDP: u8 = 5;
+/// May be set on top of a TCP type: the first segment has CWR, the others do not (RFC 3168, section 6.1.2).
+const GSO_ECN: u8 = 0x80;
+
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+const TCP_HEADER: usize = 20;
+const UDP_HEADER: usize = 8;
+/// IPv4's length field ends an interval of 64 KiB; there is no longer packet without jumbograms.
+const MAX_PACKET: usize = 65_535;
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const FLAGS_OF_LAST: u8 = 0x01 | 0x08; // FIN, PSH
+const FLAG_OF_FIRST: u8 = 0x80; // CWR
+
+/// What a device handed over is no packet, or its header contradicts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed;
+
+/// A packet from a TUN device, possibly one to be cut up.
+#[derive(Debug, Clone, Copy)]
+pub struct SuperPacket<'a> {
+    packet: &'a [u8],
+    shape: Shape,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Shape {
+    /// To be sent as it is, apart from a checksum: from where it counts, and where it goes.
+    Whole {
+        checksum: Option<(usize, usize)>,
+    },
+    Segments(Cut),
+}
+
+/// How a super-packet is cut up.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    protocol: u8,
+    /// Where the transport header starts, and where the payload does.
+    transport: usize,
+    payload: usize,
+    /// Payload of each segment but the last.
+    size: usize,
+}
+
+impl<'a> SuperPacket<'a> {
+    /// A packet with nothing left to do.
+    pub const fn whole(packet: &'a [u8]) -> Self {
+        let shape = Shape::Whole { checksum: None };
+        Self { packet, shape }
+    }
+
+    /// Reads what a TUN device with `IFF_VNET_HDR` handed over.
+    ///
+    /// # Errors
+    /// [`Malformed`] when the header does not fit the packet, or asks for what the device was not told to do.
+    pub fn parse(frame: &'a [u8]) -> Result<Self, Malformed> {
+        let (header, packet) = frame
+            .split_first_chunk::<VIRTIO_NET_HDR>()
+            .ok_or(Malformed)?;
+        if packet.len() > MAX_PACKET {
+            return Err(Malformed);
+        }
+        let field = |at: usize| usize::from(u16::from_ne_bytes([header[at], header[at + 1]]));
+        let (size, start, offset) = (field(4), field(6), field(8));
+        let shape = match header[1] & !GSO_ECN {
+            GSO_NONE if header[0] & FLAG_NEEDS_CHECKSUM == 0 => Shape::Whole { checksum: None },
+            GSO_NONE if start + offset + 2 <= packet.len() => {
+                let checksum = Some((start, start + offset));
+                Shape::Whole { checksum }
+            }
+            GSO_TCP_V4 => Shape::Segments(Cut::new(packet, 4, TCP, start, size)?),
+            GSO_TCP_V6 => Shape::Segments(Cut::new(packet, 6, TCP, start, size)?),
+            GSO_UDP => {
+                let version = packet.first().ok_or(Malformed)? >> 4;
+                Shape::Segments(Cut::new(packet, version, UDP, start, size)?)
+            }
+            _ => return Err(Malformed),
+        };
+        Ok(Self { packet, shape })
+    }
+
+    /// The packet as it was handed over; its addresses are those of every segment.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.packet
+    }
+
+    /// How many packets are to be sent for it.
+    pub fn count(&self) -> usize {
+        match self.shape {
+            Shape::Whole { .. } => 1,
+            Shape::Segments(cut) => (self.packet.len() - cut.payload).div_ceil(cut.size),
+        }
+    }
+
+    /// Length of packet number `at`.
+    pub fn length(&self, at: usize) -> usize {
+        match self.shape {
+            Shape::Whole { .. } => self.packet.len(),
+            Shape::Segments(cut) => {
+                let rest = self.packet.len() - cut.payload - at * cut.size;
+                cut.payload + rest.min(cut.size)
+            }
+        }
+    }
+
+    /// Writes packet number `at` to `out`, which is [`Self::length`] bytes long.
+    pub fn write(&self, at: usize, out: &mut [u8]) {
+        match self.shape {
+            Shape::Whole { checksum } => {
+                out.copy_from_slice(self.packet);
+                if let Some((start, field)) = checksum {
+                    // The field holds the sum of the pseudo-header already.
+                    let sum = !checksum::checksum(&out[start..], 0);
+                    put_checksum(out, field, sum);
+                }
+            }
+            Shape::Segments(cut) => cut.write(self.packet, at, out),
+        }
+    }
+}
+
+impl Cut {
+    /// The header's own length field is not used: for a forwarded packet it may be that of the whole.
+    fn new(
+        packet: &[u8],
+        version: u8,
+        protocol: u8,
+        transport: usize,
+        size: usize,
+    ) -> Result<Self, Malformed> {
+        let (least, claimed) = match version {
+            4 => (IPV4_HEADER, packet.get(9)),
+            6 => (IPV6_HEADER, None),
+            _ => return Err(Malformed),
+        };
+        let right = packet.first().is_some_and(|first| first >> 4 == version)
+            && claimed.is_none_or(|claimed| *claimed == protocol)
+            && transport >= least;
+        let header = match protocol {
+            TCP => {
+                let offset = packet.get(transport + 12).ok_or(Malformed)? >> 4;
+                usize::from(offset) * 4
+            }
+            _ => UDP_HEADER,
+        };
+        let short = protocol == TCP && header < TCP_HEADER;
+        let payload = transport + header;
+        if !right || short || size == 0 || payload >= packet.len() {
+            return Err(Malformed);
+        }
+        Ok(Self {
+            protocol,
+            transport,
+            payload,
+            size,
+        })
+    }
+
+    fn write(&self, packet: &[u8], at: usize, out: &mut [u8]) {
+        let from = self.payload + at * self.size;
+        let last = from + self.size >= packet.len();
+        let (headers, payload) = out.split_at_mut(self.payload);
+        headers.copy_from_slice(&packet[..self.payload]);
+        payload.copy_from_slice(&packet[from..from + payload.len()]);
+        let transport = headers.len() - self.transport + payload.len();
+        let addresses = write_network(headers, self.transport, transport, at);
+        if self.protocol == TCP {
+            let sequence = &mut headers[self.transport + 4..self.transport + 8];
+            let first = u32::from_be_bytes([sequence[0], sequence[1], sequence[2], sequence[3]]);
+            let number = first.wrapping_add((at * self.size) as u32);
+            sequence.copy_from_slice(&number.to_be_bytes());
+            let flags = &mut headers[self.transport + 13];
+            if !last {
+                *flags &= !FLAGS_OF_LAST;
+            }
+            if at > 0 {
+                *flags &= !FLAG_OF_FIRST;
+            }
+        } else {
+            let length = &mut headers[self.transport + 4..self.transport + 6];
+            length.copy_from_slice(&(transport as u16).to_be_bytes());
+        }
+        let field = self.transport + if self.protocol == TCP { 16 } else { 6 };
+        out[field..field + 2].fill(0);
+        let pseudo =
+            checksum::checksum(&out[addresses], u64::from(self.protocol) + transport as u64);
+        let sum = !checksum::checksum(&out[self.transport..], pseudo.into());
+        put_checksum(out, field, sum);
+    }
+}
+
+/// Fills in length, identification and checksum of the IP header before `transport` bytes of transport. Returns where the
+/// addresses lie.
+fn write_network(
+    headers: &mut [u8],
+    header: usize,
+    transport: usize,
+    at: usize,
+) -> std::ops::Range<usize> {
+    if headers[0] >> 4 == 6 {
+        let payload = header - IPV6_HEADER + transport;
+        headers[4..6].copy_from_slice(&(payload as u16).to_be_bytes());
+        return 8..40;
+    }
+    headers[2..4].copy_from_slice(&((header + transport) as u16).to_be_bytes());
+    let identification = u16::from_be_bytes([headers[4], headers[5]]).wrapping_add(at as u16);
+    headers[4..6].copy_from_slice(&identification.to_be_bytes());
+    headers[10..12].fill(0);
+    let sum = !checksum::checksum(&headers[..header], 0);
+    headers[10..12].copy_from_slice(&sum.to_be_bytes());
+    12..20
+}
+
+/// A sum of zero is written as its other form: zero means "none" in UDP (RFC 768), and in TCP both are the same.
+fn put_checksum(packet: &mut [u8], field: usize, sum: u16) {
+    let sum = if sum == 0 { 0xffff } else { sum };
+    packet[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+}
