@@ -57,9 +57,8 @@ impl End {
         let Some(Admitted::Initiation(introduction)) = self.admit(message) else {
             return None;
         };
-        let taken = self.with(|session, context| {
-            session.accept_initiation(context, introduction, message)
-        });
+        let taken =
+            self.with(|session, context| session.accept_initiation(context, introduction, message));
         Some(taken.map(|answer| answer.to_vec()))
     }
 }
@@ -132,11 +131,12 @@ pub fn data(data: &[u8]) {
     };
     let initiation = a.with(|session, context| session.initiate(context, UNIX));
     let answer = initiation.and_then(|message| b.respond(&message)?.ok());
-    let done = answer.map(|answer| {
-        a.with(|session, context| session.accept_response(context, &answer))
-    });
+    let done =
+        answer.map(|answer| a.with(|session, context| session.accept_response(context, &answer)));
     let mut message = [0; 256];
-    let sealed = a.session.seal(NOW, Kernel::best(), &[0x45; 100], &mut message);
+    let sealed = a
+        .session
+        .seal(NOW, Kernel::best(), &[0x45; 100], &mut message);
     let (Some(Ok(())), Some(length)) = (done, sealed) else {
         return;
     };
