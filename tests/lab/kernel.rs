@@ -47,7 +47,6 @@ struct Interop {
     node: Node,
     address: Ipv4Addr,
     kernel: KernelWireGuard,
-    settings: Settings,
     stanza: String,
 }
 
@@ -112,14 +111,13 @@ impl Interop {
             node,
             address,
             kernel,
-            settings,
             stanza,
         })
     }
 
     fn ping_from(&self, initiator: Initiator) -> Result<bool> {
         match initiator {
-            Initiator::Kernel => self.kernel.pings(&format!("-c 1 {MESH}")),
+            Initiator::Kernel => self.kernel.pings(&format!("-c 1 -W 2 {MESH}")),
             _ => Ok(self.node.icmp(KERNEL, 1).is_ok()),
         }
     }
@@ -128,7 +126,7 @@ impl Interop {
     fn contact(&self, initiator: Initiator) -> Result<()> {
         within("the first ping", SOON, || self.ping_from(initiator))?;
         self.node.icmp(KERNEL, 10)?;
-        ensure!(self.kernel.pings(&format!("-c 10 -i 0.05 {MESH}"))?);
+        ensure!(self.kernel.pings(&format!("-c 10 -i 0.05 -W 5 {MESH}"))?);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::netns::Namespace;
 use super::process::Program;
@@ -26,8 +26,6 @@ const MEMORY: &str = "256";
 pub struct KernelWireGuard {
     /// Public key of `wg0`, base64.
     pub public_key: String,
-    /// The kernel's release.
-    pub release: String,
     /// The machine's address on the lab's internet.
     pub address: Ipv4Addr,
     private_key: String,
@@ -75,16 +73,16 @@ impl KernelWireGuard {
             .context("wg genkey")?;
         lab.keep_secret("WireGuard private key", &bytes);
         let public_key = ns.feed("wg", &["pubkey"], &private_key)?.trim().to_owned();
-        let (mut program, mut console) = start(lab, ns)?;
+        let (program, mut console) = start(lab, ns)?;
         let mut line = String::new();
         console.read_line(&mut line).context("waiting for init")?;
-        let Some(release) = line.strip_prefix("READY ") else {
-            ensure!(program.is_running(), "qemu ended: {}", program.log());
-            bail!("the virtual machine said {line:?} for READY");
-        };
+        ensure!(
+            line.starts_with("READY"),
+            "{line:?} for READY from the virtual machine: {}",
+            program.log()
+        );
         let machine = Self {
             public_key,
-            release: release.trim().to_owned(),
             address,
             private_key,
             port,
@@ -197,7 +195,7 @@ impl KernelWireGuard {
         let (_, value) = text
             .trim()
             .split_once('\t')
-            .ok_or_else(|| anyhow!("wg knows no peer: {text:?}"))?;
+            .with_context(|| format!("wg knows no peer: {text:?}"))?;
         Ok(value.to_owned())
     }
 
@@ -207,7 +205,7 @@ impl KernelWireGuard {
     ///
     /// When the virtual machine does not answer.
     pub fn pings(&self, arguments: &str) -> Result<bool> {
-        let (status, output) = self.attempt(&format!("ping -W 5 {arguments}"))?;
+        let (status, output) = self.attempt(&format!("ping {arguments}"))?;
         Ok(status == 0 && output.contains(" 0% packet loss"))
     }
 
