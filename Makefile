@@ -48,6 +48,7 @@ test-sim: ## the simulator
 
 # Most of these tests wait most of the time, two of them for a session to age, so more of them run than there are CPUs.
 test-lab: setup release ## the real programs in network namespaces (root); LAB="paths --nocapture" for some of them
+	@tests/kernel/image $(TARGET_DIR)/kernel-wg
 	$(CARGO) test --locked --release -p mesh-tests --test lab $(AS_ROOT) -- --test-threads=4 $(LAB)
 
 test-system: ## the Debian package in a booted systemd container (root)

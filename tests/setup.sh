@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demo and the benchmark need from Debian's archive; does nothing, at once, when all is there.
 #
-#   tests/setup.sh [build|demo|test|bench|package]…     (default: build demo test bench)
+#   tests/setup.sh [build|demo|test|kernel|bench|package]…     (default: build demo test bench)
 #
 # Rust itself is assumed. No service is started: none of these packages has one that is on by default.
 set -euo pipefail
@@ -31,6 +31,11 @@ wireguard-go wireguard-go
 wg wireguard-tools
 LIST
       ;;
+    kernel) cat <<'LIST'
+qemu-system-x86_64 qemu-system-x86
+wg wireguard-tools
+LIST
+      ;;
     bench) cat <<'LIST'
 ip iproute2
 iperf3 iperf3
@@ -48,7 +53,7 @@ systemd-nspawn systemd-container
 LIST
       ;;
     *)
-      echo "setup: unknown group '$1' (build, demo, test, bench, package)" >&2
+      echo "setup: unknown group '$1' (build, demo, test, kernel, bench, package)" >&2
       exit 2
       ;;
   esac

@@ -5,6 +5,7 @@
 mod configuration;
 mod control;
 mod interop;
+mod kernel;
 mod lifecycle;
 mod nats;
 mod noise;

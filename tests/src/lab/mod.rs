@@ -8,6 +8,7 @@
 
 mod delay;
 mod hygiene;
+mod kernel;
 mod nat;
 mod netns;
 mod node;
@@ -19,6 +20,7 @@ mod transfer;
 mod wait;
 mod wireguard;
 
+pub use kernel::KernelWireGuard;
 pub use nat::{Allocation, Behaviour, Dependence, Nat, WanInput};
 pub use netns::Namespace;
 pub use node::{Node, Output, PeerConfig, Settings, pong_path};
