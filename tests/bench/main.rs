@@ -21,7 +21,7 @@ use mesh_tests::lab::Lab;
 use args::Args;
 use contenders::Contender;
 use report::{Machine, Verdict};
-use results::Results;
+use results::{Results, Row};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -58,16 +58,17 @@ fn bench(args: &Args, contenders: &[Contender]) -> Result<bool> {
     println!("{}", machine.text());
     let lab = Lab::new()?;
     let results = run::run(&lab, args, contenders);
-    let failed = results.rows.iter().any(failed);
-    if failed {
-        eprintln!("{}", lab.log_tails());
+    if results.rows.iter().any(trouble) {
+        eprintln!("logs are kept in {}", lab.dir().display());
+    } else {
+        lab.remove();
     }
-    lab.remove();
     conclude(args, &results, &machine)
 }
 
-fn failed(row: &results::Row) -> bool {
-    row.cells.values().any(|cell| !cell.failures.is_empty())
+fn trouble(row: &Row) -> bool {
+    let mut cells = row.cells.values();
+    row.missing.is_some() || cells.any(|cell| !cell.failures.is_empty())
 }
 
 fn conclude(args: &Args, results: &Results, machine: &Machine) -> Result<bool> {

@@ -24,7 +24,7 @@ use crate::topology::Pair;
 /// Names that promises are made about.
 pub(crate) const RAW: &str = "raw";
 pub(crate) const MESHD: &str = "meshd";
-pub(crate) const RELAYED: &str = "meshd, relayed";
+pub(crate) const RELAYED: &str = "meshd (relayed)";
 pub(crate) const WIREGUARD_GO: &str = "wireguard-go";
 
 /// Longest time from the start of a contender to the first answer through it.

@@ -6,6 +6,8 @@ use anyhow::{Result, bail};
 const TOLERATED: f64 = 0.01;
 /// Trials of one search, at most. Doubling from the first rate reaches 4,000 times that.
 const TRIALS: u32 = 12;
+/// Packets per second below which nothing is tried: a trial would hold too few of them.
+const LOWEST: f64 = 100.0;
 /// The search ends when the rate that passes and the one that fails are this close.
 const PRECISION: f64 = 1.05;
 /// A sender below this part of the rate that it was told cannot send faster.
@@ -42,7 +44,7 @@ pub(crate) fn highest(
     mut trial: impl FnMut(f64) -> Result<Trial>,
 ) -> Result<f64> {
     let (mut rate, mut low, mut high) = (start, None::<f64>, None::<f64>);
-    let (mut best, mut short) = (None::<f64>, false);
+    let (mut best, mut fastest, mut stuck) = (None::<f64>, 0.0, 0);
     for _ in 0..TRIALS {
         let mut found = trial(rate)?;
         if !found.passes() {
@@ -51,9 +53,13 @@ pub(crate) fn highest(
         if found.passes() {
             best = Some(best.unwrap_or(0.0).max(found.carried()));
             low = Some(low.unwrap_or(0.0).max(rate));
-            // Twice in a row, since once it may have been kept from running.
-            let again = std::mem::replace(&mut short, found.offered() < rate * SHORT);
-            if again && short {
+            // The sender is at its end when it was told to go faster and did not, twice: once it may have been
+            // kept from running.
+            let offered = found.offered();
+            let short = offered < rate * SHORT && offered < fastest * PRECISION;
+            stuck = if short { stuck + 1 } else { 0 };
+            fastest = offered.max(fastest);
+            if stuck == 2 {
                 break;
             }
         } else {
@@ -63,6 +69,7 @@ pub(crate) fn highest(
             (Some(low), Some(high)) if high / low <= PRECISION => break,
             (Some(low), Some(high)) => (low * high).sqrt(),
             (Some(low), None) => low * step,
+            (None, _) if rate / step < LOWEST => break,
             (None, _) => rate / step,
         };
     }
@@ -108,7 +115,7 @@ mod tests {
             inner(rate)
         });
         assert_eq!(found.unwrap(), 30_000.0);
-        assert!(trials <= 4, "{trials}");
+        assert!(trials <= 5, "{trials}");
     }
 
     #[test]

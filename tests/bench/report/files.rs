@@ -45,7 +45,7 @@ fn markdown(results: &Results, promises: &[Promise], machine: &Machine) -> Strin
          {}.\n\n\
          Every contender has two network namespaces on one bare veth, both ends and the load share all cores of the \
          machine, and runs\nalternate between contenders. A figure is the median of the repetitions, with the smallest \
-         and the largest. `raw` is the link\nwithout any tunnel. `meshd, relayed` has a `mesh-relay` on a third host \
+         and the largest. `raw` is the link\nwithout any tunnel. `meshd (relayed)` has a `mesh-relay` on a third host \
          between the two, on the same cores. MTUs are each\ncontender's own. → is from the first host to the second. \
          UDP: what arrived in the fastest trial that lost less than 1 %, 20 ms after\nthe last packet was sent. Under \
          load: while one TCP stream fills the tunnel in the direction of the probes.\n\n",

@@ -14,6 +14,7 @@ pub(super) fn json(results: &Results, promises: &[Promise], machine: &Machine) -
             "cpu": machine.cpu,
             "cores": machine.cores,
             "kernel": machine.kernel,
+            "load_before": machine.load,
         },
         "date": machine.date,
         "iperf3": machine.iperf3,

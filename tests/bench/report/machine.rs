@@ -13,6 +13,8 @@ pub(crate) struct Machine {
     /// In UTC, such as 2026-01-31.
     pub(crate) date: String,
     pub(crate) iperf3: String,
+    /// Runnable processes of others in the last minute before the run: above 0.5 or so, figures suffer.
+    pub(crate) load: String,
     pub(crate) runs: u32,
     pub(crate) seconds: u32,
 }
@@ -22,6 +24,7 @@ impl Machine {
     pub(crate) fn new(args: &Args) -> Self {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let cores = std::thread::available_parallelism();
         Self {
             cpu: cpu_model(&info).unwrap_or("unknown").to_owned(),
@@ -29,6 +32,7 @@ impl Machine {
             kernel: format!("Linux {}", kernel.trim()),
             date: first_line("date", &["-u", "+%F"]),
             iperf3: first_line("iperf3", &["--version"]),
+            load: load.split(' ').next().unwrap_or("unknown").to_owned(),
             runs: args.runs(),
             seconds: args.seconds(),
         }
@@ -37,8 +41,8 @@ impl Machine {
     /// One sentence.
     pub(crate) fn text(&self) -> String {
         format!(
-            "{}, {} cores, {}, {}; {} repetitions, TCP for {} s each",
-            self.cpu, self.cores, self.kernel, self.date, self.runs, self.seconds
+            "{}, {} cores, {}, {}, load average before {}; {} repetitions, TCP for {} s each",
+            self.cpu, self.cores, self.kernel, self.date, self.load, self.runs, self.seconds
         )
     }
 }
