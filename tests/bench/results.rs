@@ -11,6 +11,8 @@ pub(crate) struct Row {
     pub(crate) name: String,
     /// What the program says of itself; empty for the bare link.
     pub(crate) version: String,
+    /// Of the interface that leads into it.
+    pub(crate) mtu: Option<u64>,
     /// Why it takes no part.
     pub(crate) missing: Option<String>,
     pub(crate) cells: BTreeMap<Metric, Cell>,

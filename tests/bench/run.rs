@@ -19,7 +19,11 @@ pub(crate) fn run(lab: &Lab, args: &Args, contenders: &[Contender]) -> Results {
         running.push(tunnel);
     }
     for (row, tunnel) in rows.iter_mut().zip(&mut running) {
-        let outcome = tunnel.as_mut().map(Running::wait);
+        let outcome = tunnel.as_mut().map(|tunnel| {
+            tunnel.wait()?;
+            row.mtu = Some(tunnel.mtu()?);
+            anyhow::Ok(())
+        });
         if let Some(Err(error)) = outcome {
             // Gone, so that a daemon that keeps trying disturbs nobody.
             *tunnel = None;

@@ -33,8 +33,8 @@ const FEATURES: [(&str, &str); 3] = [
 pub(crate) struct Pair {
     pub(crate) a: Namespace,
     pub(crate) b: Namespace,
-    /// The interface at both ends whose profile can be set, and the profile that it has.
-    link: Option<(&'static str, Profile)>,
+    /// The interface at both ends whose profile can be set, and the profile that it was given.
+    link: Option<(&'static str, Option<Profile>)>,
 }
 
 impl Profile {
@@ -73,7 +73,7 @@ impl Pair {
         }
         let pair = Self::unlinked(a, b)?;
         let mut pair = Self {
-            link: Some(("veth0", Profile::NoOffload)),
+            link: Some(("veth0", None)),
             ..pair
         };
         pair.set(Profile::Plain)?;
@@ -93,7 +93,7 @@ impl Pair {
             ensure!(profile == Profile::Plain, "there is no one link to set");
             return Ok(());
         };
-        if *current == profile {
+        if *current == Some(profile) {
             return Ok(());
         }
         let settings = profile.settings();
@@ -113,7 +113,7 @@ impl Pair {
                 );
             }
         }
-        *current = profile;
+        *current = Some(profile);
         Ok(())
     }
 }

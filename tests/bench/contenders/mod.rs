@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mesh_tests::lab::{Lab, Namespace, Program, within};
+use serde_json::Value;
 
 use crate::args::Args;
 use crate::topology::Pair;
@@ -29,6 +30,8 @@ pub(crate) const WIREGUARD_GO: &str = "wireguard-go";
 
 /// Longest time from the start of a contender to the first answer through it.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What iperf3 writes before each test.
+const LISTENING: &str = "Server listening";
 
 /// Who may take part.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +72,8 @@ pub(crate) struct Running {
     pub(crate) hints: BTreeMap<u16, f64>,
     tunnel: Box<dyn Tunnel>,
     server: Program,
+    /// Tests that the server was asked for.
+    tests: usize,
     lab: Lab,
 }
 
@@ -152,6 +157,7 @@ impl Contender {
         };
         Ok(Running {
             server: server(lab, b)?,
+            tests: 0,
             pair,
             destination,
             hints: BTreeMap::new(),
@@ -170,6 +176,19 @@ impl Running {
             Ok(self.pair.a.run("ping", &ping).is_ok())
         })?;
         within("the tunnel to settle", PATIENCE, || self.tunnel.settled()).map(drop)
+    }
+
+    /// The MTU of the interface that leads to the second host: each contender's own choice.
+    pub(crate) fn mtu(&self) -> Result<u64> {
+        let ask = |args: &[&str], key: &str| -> Result<Value> {
+            let found: Value = serde_json::from_str(&self.pair.a.run("ip", args)?)?;
+            Ok(found[0][key].clone())
+        };
+        let to = self.destination.to_string();
+        let device = ask(&["-j", "route", "get", &to], "dev")?;
+        let device = device.as_str().context("no route")?;
+        let mtu = ask(&["-j", "link", "show", "dev", device], "mtu")?;
+        mtu.as_u64().context("no MTU")
     }
 
     /// Process IDs: of the first host, of the second, of the relay.
@@ -198,6 +217,16 @@ impl Running {
             self.server.wait(PATIENCE)?;
         }
         self.server = server(&self.lab, &self.pair.b)?;
+        self.tests = 0;
+        Ok(())
+    }
+
+    /// Waits until the iperf3 server is done with its last test: a client that comes earlier is refused.
+    pub(crate) fn ready_server(&mut self) -> Result<()> {
+        within("the iperf3 server to be free", PATIENCE, || {
+            Ok(self.server.log().matches(LISTENING).count() > self.tests)
+        })?;
+        self.tests += 1;
         Ok(())
     }
 }
@@ -206,7 +235,7 @@ fn server(lab: &Lab, ns: &Namespace) -> Result<Program> {
     let mut command = ns.command("iperf3");
     command.args(["-s", "--forceflush"]);
     let server = Program::spawn(lab, "iperf3", command)?;
-    server.wait_log("Server listening", PATIENCE)?;
+    server.wait_log(LISTENING, PATIENCE)?;
     Ok(server)
 }
 

@@ -118,6 +118,7 @@ fn throughput(
     streams: tcp::Streams,
     seconds: u32,
 ) -> Result<Vec<(Metric, f64)>> {
+    running.ready_server()?;
     let pids = running.pids();
     let before = process::cpu_times(&pids)?;
     let transfer = tcp::run(&running.pair, running.destination, streams, seconds)?;

@@ -46,7 +46,7 @@ fn markdown(results: &Results, promises: &[Promise], machine: &Machine) -> Strin
          Every contender has two network namespaces on one bare veth, both ends and the load share all cores of the \
          machine, and runs\nalternate between contenders. A figure is the median of the repetitions, with the smallest \
          and the largest. `raw` is the link\nwithout any tunnel. `meshd (relayed)` has a `mesh-relay` on a third host \
-         between the two, on the same cores. MTUs are each\ncontender's own. → is from the first host to the second. \
+         between the two, on the same cores. MTUs are each\ncontender's own: what is larger is sent in fragments. → is from the first host to the second. \
          UDP: what arrived in the fastest trial that lost less than 1 %, 20 ms after\nthe last packet was sent. Under \
          load: while one TCP stream fills the tunnel in the direction of the probes.\n\n",
         machine.text()
@@ -60,10 +60,12 @@ fn markdown(results: &Results, promises: &[Promise], machine: &Machine) -> Strin
     if !notes.is_empty() {
         let _ = write!(text, "\n### Missing\n\n{notes}");
     }
-    let _ = write!(text, "\n### Versions\n\n");
+    let _ = write!(text, "\n### Versions and MTUs\n\n");
     for row in &results.rows {
-        if !row.version.is_empty() {
-            let _ = writeln!(text, "- {}: {}", row.name, row.version);
+        if let Some(mtu) = row.mtu {
+            let version = Some(row.version.as_str()).filter(|version| !version.is_empty());
+            let version = version.unwrap_or("no program");
+            let _ = writeln!(text, "- {}: {version}, MTU {mtu}", row.name);
         }
     }
     let _ = writeln!(text, "- load: {}", machine.iperf3);

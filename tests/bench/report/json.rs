@@ -40,6 +40,7 @@ fn row(row: &Row) -> Value {
     json!({
         "name": row.name,
         "version": row.version,
+        "mtu": row.mtu,
         "missing": row.missing,
         "metrics": cells.collect::<serde_json::Map<_, _>>(),
     })

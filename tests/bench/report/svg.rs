@@ -20,8 +20,9 @@ const ROW: f64 = 34.0;
 const BAR: f64 = 18.0;
 const BOTTOM: f64 = 30.0;
 
-/// Colours for a light and for a dark page; the background is the page's own.
+/// Colours for a light and for a dark screen. The background is its own, since a page may be dark on a light screen.
 const STYLE: &str = "
+  .page { fill: #ffffff }
   text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif; fill: #1f2328; font-size: 14px }
   .title { font-size: 18px; font-weight: 600 }
   .note { font-size: 12px; fill: #59636e }
@@ -31,6 +32,7 @@ const STYLE: &str = "
   .whisker { stroke: #1f2328; stroke-width: 1.5; fill: none }
   .axis { stroke: #d1d9e0 }
   @media (prefers-color-scheme: dark) {
+    .page { fill: #0d1117 }
     text { fill: #e6edf3 }
     .note { fill: #9198a1 }
     .bar { fill: #6e7681 }
@@ -58,6 +60,7 @@ pub(super) fn svg(results: &Results, machine: &Machine) -> Option<String> {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
          height=\"{height}\" role=\"img\" aria-label=\"TCP throughput of one stream, by tunnel\">\n\
          <style>{STYLE}</style>\n\
+         <rect class=\"page\" width=\"{WIDTH}\" height=\"{height}\" rx=\"6\"/>\n\
          <text class=\"title\" x=\"16\" y=\"30\">One TCP stream through a tunnel, Gb/s</text>\n\
          <text class=\"note\" x=\"16\" y=\"50\">{}</text>\n\
          <text class=\"note\" x=\"16\" y=\"66\">Both ends share these cores. Median of {} runs; \
@@ -108,7 +111,7 @@ fn bar(text: &mut String, top: f64, name: &str, spread: &Spread, scale: f64) {
     let _ = writeln!(
         text,
         "<path class=\"whisker\" d=\"M{low:.1} {:.1}v{:.1}M{high:.1} {:.1}v{:.1}M{low:.1} {middle:.1}H{high:.1}\"/>\n\
-         <text x=\"{:.1}\" y=\"{baseline:.1}\">{median:.2}<tspan class=\"note\"> ({min:.2}–{max:.2})</tspan></text>",
+         <text x=\"{:.1}\" y=\"{baseline:.1}\">{median:.2}<tspan class=\"note\" dx=\"6\">({min:.2}–{max:.2})</tspan></text>",
         middle - tick,
         2.0 * tick,
         middle - tick,
