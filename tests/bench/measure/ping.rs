@@ -20,7 +20,7 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 /// Data in a probe, as in those of ping(8).
 const PAYLOAD: usize = 56;
 /// The stream of the load runs when this much has arrived.
-const RUNNING: u64 = 4 << 20;
+const RUNNING: u64 = 1 << 20;
 /// Longest time that it may take to get there.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes handed to the stream at a time, as iperf3 does.
