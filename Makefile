@@ -3,12 +3,14 @@
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 PROGRAMS := meshd meshctl mesh-relay
+# What the benchmark compares with beside Debian's packages, from crates.io.
+BENCH_TOOLS := boringtun-cli@0.7.1 vpncloud@2.3.0
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || command -v sudo)
 # The lab needs root; without root and without sudo it says so and skips.
 AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench fmt lint deny setup
+.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-tools fmt lint deny setup
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -54,11 +56,23 @@ test-lab: setup release ## the real programs in network namespaces (root); LAB="
 test-system: ## the Debian package in a booted systemd container (root)
 	tests/system/run
 
-bench: ## throughput against Debian's wireguard-go (root)
-	@tests/setup.sh build bench
+bench: bench-tools ## meshd beside other tunnels (root); BENCH="--quick" and other options of mesh-bench
 	@$(MAKE) --no-print-directory release
 	@$(CARGO) build --release --locked -p mesh-tests --bin mesh-bench
-	@$(SUDO) $(TARGET_DIR)/release/mesh-bench
+	@$(SUDO) $(TARGET_DIR)/release/mesh-bench $(BENCH)
+
+bench-docs: ## the same, written to docs/benchmarks.*
+	@$(MAKE) --no-print-directory bench BENCH="--write $(BENCH)"
+
+# Once. What cannot be installed, the table names as missing.
+bench-tools:
+	@tests/setup.sh build
+	@tests/setup.sh bench || echo "bench: going on with what is there"
+	@for tool in $(BENCH_TOOLS); do \
+	  [ -x $(TARGET_DIR)/bench-tools/bin/$${tool%@*} ] \
+	    || $(CARGO) install --quiet --locked --root $(TARGET_DIR)/bench-tools $$tool \
+	    || echo "bench: $$tool cannot be installed, going on without it"; \
+	done
 
 deny: ## licences, advisories and bans of all dependencies (cargo-deny)
 	$(CARGO) deny check

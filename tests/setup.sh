@@ -3,7 +3,8 @@
 #
 #   tests/setup.sh [build|demo|test|kernel|bench|package]…     (default: build demo test bench)
 #
-# Rust itself is assumed. No service is started: none of these packages has one that is on by default.
+# Rust itself is assumed. No service does anything: none of these packages has one that is on by default, but tinc's,
+# which starts the networks in /etc/tinc/nets.boot, of which there are none.
 set -euo pipefail
 
 # Each line: what shows that it is there (a command, or an absolute path), then the package that brings it.
@@ -37,8 +38,12 @@ wg wireguard-tools
 LIST
       ;;
     bench) cat <<'LIST'
+ethtool ethtool
 ip iproute2
 iperf3 iperf3
+nebula nebula
+ping iputils-ping
+tincd tinc
 wireguard-go wireguard-go
 wg wireguard-tools
 LIST
