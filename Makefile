@@ -10,7 +10,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || command -v sudo)
 AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-tools fmt lint deny setup
+.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-no-cipher bench-tools fmt lint deny setup
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -18,7 +18,6 @@ help: ## list the targets
 build: ## build everything, unoptimised
 	$(CARGO) build --workspace
 
-# Never in one cargo invocation with the simulator: features are unified, and its settable clock would come along.
 release: ## build meshd, meshctl and mesh-relay as they are shipped
 	$(CARGO) build --release --locked $(addprefix -p ,$(PROGRAMS))
 
@@ -56,13 +55,19 @@ test-lab: setup release ## the real programs in network namespaces (root); LAB="
 test-system: ## the Debian package in a booted systemd container (root)
 	tests/system/run
 
-bench: bench-tools ## meshd beside other tunnels (root); BENCH="--quick" and other options of mesh-bench
+bench: bench-tools bench-no-cipher ## meshd beside other tunnels (root); BENCH="--quick" and other options of mesh-bench
 	@$(MAKE) --no-print-directory release
 	@$(CARGO) build --release --locked -p mesh-tests --bin mesh-bench
 	@$(SUDO) $(TARGET_DIR)/release/mesh-bench $(BENCH)
 
 bench-docs: ## the same, written to docs/benchmarks.*
 	@$(MAKE) --no-print-directory bench BENCH="--write $(BENCH)"
+
+# A meshd that does not encrypt, which shows what encryption costs; in a directory of its own, so that it is never taken
+# for the real one.
+bench-no-cipher:
+	@$(CARGO) build --release --locked -p meshd --features null-cipher --target-dir $(TARGET_DIR)/no-cipher
+	@mkdir -p $(TARGET_DIR)/release && ln -sf ../no-cipher/release/meshd $(TARGET_DIR)/release/meshd-no-cipher
 
 # Once. What cannot be installed, the table names as missing.
 bench-tools:
