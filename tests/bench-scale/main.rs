@@ -1,9 +1,10 @@
 //! `make bench-scale`: what a relay forwards for a second of CPU time, and what peers cost a daemon that are only configured.
 //!
-//! `mesh-bench-scale [relay|idle|peers]… [--runs N]`: everything, and 5 runs, unless given. Figures are medians with the range;
+//! `mesh-bench-scale [relay|clients|idle|peers]… [--runs N]`: everything, and 5 runs, unless given. Figures are medians with the range;
 //! the exit code tells whether all goals hold.
 
 mod idle;
+mod mesh;
 mod peers;
 mod procfs;
 mod relay;
@@ -16,13 +17,14 @@ use mesh_tests::lab::Lab;
 
 use table::Table;
 
-const USAGE: &str = "usage: mesh-bench-scale [relay|idle|peers]… [--runs N]";
+const USAGE: &str = "usage: mesh-bench-scale [relay|clients|idle|peers]… [--runs N]";
 /// An odd number, so that the median is one of the runs.
 const RUNS: usize = 5;
 
 type Suite = fn(&Lab, usize, &mut Table) -> Result<()>;
-const SUITES: [(&str, Suite); 3] = [
+const SUITES: [(&str, Suite); 4] = [
     ("relay", relay::run),
+    ("clients", relay::idle_clients),
     ("idle", idle::run),
     ("peers", peers::run),
 ];

@@ -2,8 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use mesh_tests::lab::until;
+
+/// A process that uses less than a hundredth of a core for so long has come to rest.
+const REST: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Memory, in KiB.
 #[derive(Debug, Clone, Copy)]
@@ -48,21 +54,33 @@ pub(crate) fn switches(pid: u32) -> Result<BTreeMap<(u32, String), u64>> {
     Ok(threads)
 }
 
-/// The CPU time of all threads in seconds, finer than the ticks of `stat`.
+/// The CPU time of a process in seconds, finer than the ticks of `stat`, with that of threads that have ended.
 pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
-    let mut nanoseconds = 0_u64;
-    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread that ends takes its time along; those of a daemon at rest do not.
-        let Ok(text) = fs::read_to_string(entry?.path().join("schedstat")) else {
-            continue;
-        };
-        let first = text
-            .split_whitespace()
-            .next()
-            .context("an empty schedstat")?;
-        nanoseconds += first.parse::<u64>()?;
-    }
-    Ok(nanoseconds as f64 / 1e9)
+    let pid = libc::pid_t::try_from(pid)?;
+    let mut clock = 0;
+    // SAFETY: the function only writes to `clock`, which lives.
+    let error = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
+    ensure!(error == 0, "no CPU clock of process {pid}");
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the function only writes to `time`, which lives.
+    let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    ensure!(result == 0, "process {pid} has ended");
+    Ok(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
+}
+
+/// Waits until a process has nothing to do any more, which may be some time after it said that it is ready.
+pub(crate) fn settled(pid: u32) -> Result<()> {
+    let mut before = cpu_seconds(pid)?;
+    until("a process to come to rest", PATIENCE, || {
+        std::thread::sleep(REST);
+        let now = cpu_seconds(pid)?;
+        let rests = now - before < REST.as_secs_f64() / 100.0;
+        before = now;
+        Ok(rests.then_some(()))
+    })
 }
 
 /// The number behind `name` at the start of a line.

@@ -9,11 +9,12 @@ mod load;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result};
-use mesh_core::identity::RelayUrl;
+use mesh_core::identity::{NodeId, RelayUrl};
 use mesh_tests::lab::{Lab, Namespace, Relay};
 
 use self::clients::{Clients, Control};
 use self::load::{Load, Sent};
+use crate::procfs;
 use crate::table::{Goal, Spread, Table};
 
 /// The sides' addresses at the relay and at the client.
@@ -41,26 +42,48 @@ enum Cable {
     Nic,
 }
 
-pub(crate) fn run(lab: &Lab, runs: usize, table: &mut Table) -> Result<()> {
-    let relay_ns = Namespace::new("relay")?;
-    let hosts = [host(&relay_ns, 0)?, host(&relay_ns, 1)?];
-    let mut relay = Relay::start_with(lab, &relay_ns, SIDES[0][0], CONFIG)?;
-    let url: RelayUrl = relay.url.parse().context("what the relay printed")?;
-    let relay_at = SIDES.map(|[relay, _]| SocketAddr::new(relay.into(), PORT));
+/// A relay with two hosts, and the thread for their QUIC.
+struct Setting {
+    relay_ns: Namespace,
+    hosts: [Namespace; 2],
+    relay: Relay,
+    id: NodeId,
+    at: [SocketAddr; 2],
+    control: Control,
+}
 
-    let control = Control::start()?;
-    let clients = Clients::connect(&control, &hosts, &url.id, &relay_at)?;
+impl Setting {
+    fn new(lab: &Lab) -> Result<Self> {
+        let relay_ns = Namespace::new("relay")?;
+        let hosts = [host(&relay_ns, 0)?, host(&relay_ns, 1)?];
+        let relay = Relay::start_with(lab, &relay_ns, SIDES[0][0], CONFIG)?;
+        let url: RelayUrl = relay.url.parse().context("what the relay printed")?;
+        Ok(Self {
+            relay_ns,
+            hosts,
+            relay,
+            id: url.id,
+            at: SIDES.map(|[relay, _]| SocketAddr::new(relay.into(), PORT)),
+            control: Control::start()?,
+        })
+    }
+}
+
+/// What is forwarded.
+pub(crate) fn run(lab: &Lab, runs: usize, table: &mut Table) -> Result<()> {
+    let mut setting = Setting::new(lab)?;
+    let pid = setting.relay.program().pid();
+    let clients = Clients::connect(&setting.control, &setting.hosts, &setting.id, &setting.at)?;
     let mut figures: Vec<(Cable, Load, Vec<Figure>)> = [Cable::Veth, Cable::Nic]
         .into_iter()
         .flat_map(|cable| load::KINDS.map(|load| (cable, load, Vec::new())))
         .collect();
     for run in 1..=runs {
         for (cable, load, figures) in &mut figures {
-            offload(&relay_ns, &hosts, *cable)?;
-            let before = relay.program().cpu_time()?;
+            offload(&setting.relay_ns, &setting.hosts, *cable)?;
+            let before = procfs::cpu_seconds(pid)?;
             let sent = clients.load(*load)?;
-            let cpu = relay.program().cpu_time()? - before;
-            let figure = Figure::new(&sent, cpu.as_secs_f64());
+            let figure = Figure::new(&sent, procfs::cpu_seconds(pid)? - before);
             println!("  run {run}: {:<42} {figure}", name(*cable, *load));
             figures.push(figure);
         }
@@ -69,21 +92,26 @@ pub(crate) fn run(lab: &Lab, runs: usize, table: &mut Table) -> Result<()> {
     for (cable, load, figures) in &figures {
         report(table, &name(*cable, *load), *load, figures);
     }
-    relay.restart()?;
-    let idle = idle::measure(
-        relay.program().pid(),
-        &control,
-        &hosts[0],
-        &url.id,
-        relay_at[0],
-    )?;
+    setting.relay.stop()
+}
+
+/// What clients cost that are only connected. Each run has a new relay.
+pub(crate) fn idle_clients(lab: &Lab, runs: usize, table: &mut Table) -> Result<()> {
+    let mut setting = Setting::new(lab)?;
+    let mut figures = Vec::new();
+    for _ in 0..runs {
+        setting.relay.restart()?;
+        let pid = setting.relay.program().pid();
+        let (host, id, at) = (&setting.hosts[0], &setting.id, setting.at[0]);
+        figures.push(idle::measure(pid, &setting.control, host, id, at)?);
+    }
     table.add(
         format!("relay: memory of one of {} idle clients", idle::CLIENTS),
         "KiB",
-        Spread::of([idle]),
+        Spread::of(figures),
         Goal::AtMost(CLIENT_KIB),
     );
-    relay.stop()
+    setting.relay.stop()
 }
 
 fn report(table: &mut Table, name: &str, load: Load, figures: &[Figure]) {
