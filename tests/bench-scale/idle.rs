@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::lab::{Internet, Lab, Namespace, Node, PeerConfig, Relay, Settings};
+use mesh_tests::lab::{Internet, Lab, Namespace, Node, PeerConfig, Relay, Settings, within};
 
 use crate::table::{Goal, Spread, Table};
 use crate::{mesh, procfs};
@@ -103,7 +103,9 @@ fn start(mut peers: Vec<Node>, hub: &Node) -> Result<Vec<Node>> {
         peer.start()?;
     }
     for peer in &peers {
-        peer.icmp(mesh::address(1), 1)?;
+        within("an answer to a peer", PATIENCE, || {
+            Ok(peer.icmp(mesh::address(1), 1).is_ok())
+        })?;
         hub.wait_path(&peer.name, "direct", PATIENCE)?;
     }
     Ok(peers)
