@@ -8,7 +8,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || command -v sudo)
 AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench fmt lint deny setup
+.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-scale fmt lint deny setup
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -58,6 +58,12 @@ bench: ## throughput against Debian's wireguard-go (root)
 	@$(MAKE) --no-print-directory release
 	@$(CARGO) build --release --locked -p mesh-tests --bin mesh-bench
 	@$(SUDO) $(TARGET_DIR)/release/mesh-bench
+
+bench-scale: ## what a relay forwards, and what peers cost (root); SCALE="relay --runs 3" for a part
+	@tests/setup.sh build demo bench
+	@$(MAKE) --no-print-directory release
+	@$(CARGO) build --release --locked -p mesh-tests --features scale --bin mesh-bench-scale
+	@$(SUDO) $(TARGET_DIR)/release/mesh-bench-scale $(SCALE)
 
 deny: ## licences, advisories and bans of all dependencies (cargo-deny)
 	$(CARGO) deny check

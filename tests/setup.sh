@@ -34,6 +34,7 @@ LIST
     bench) cat <<'LIST'
 ip iproute2
 iperf3 iperf3
+ethtool ethtool
 wireguard-go wireguard-go
 wg wireguard-tools
 LIST

@@ -28,6 +28,8 @@ struct Pair {
     peers: u32,
     nodes: [Node; 2],
     starts: Vec<f64>,
+    /// CPU time of each start, which the rest of the machine does not touch.
+    work: Vec<f64>,
     memory: Vec<f64>,
     streams: Vec<f64>,
     _server: Program,
@@ -133,6 +135,7 @@ impl Pair {
             peers,
             nodes,
             starts: Vec::new(),
+            work: Vec::new(),
             memory: Vec::new(),
             streams: Vec::new(),
             _server: Program::spawn(lab, &format!("iperf3-{peers}"), server)?,
@@ -147,6 +150,7 @@ impl Pair {
         node.start()?;
         self.starts.push(started.elapsed().as_secs_f64());
         let pid = node.program().pid();
+        self.work.push(procfs::cpu_seconds(pid)?);
         procfs::settled(pid)?;
         self.memory.push(procfs::memory(pid)?.resident);
         println!(

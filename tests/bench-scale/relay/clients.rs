@@ -1,4 +1,4 @@
-//! Two clients of a relay with a channel between them. Each has one UDP socket for QUIC and for frames.
+//! Clients of a relay with channels between them. Each has one UDP socket for QUIC and for frames.
 
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -88,14 +88,14 @@ async fn hear(receiver: &mut Receiver) -> Result<ServerMessage> {
     message.map_err(|closed| anyhow::anyhow!("the relay: {closed}"))
 }
 
-/// See the module. The first sends, the second receives.
+/// See the module. The first sends, the others receive.
 pub(super) struct Clients {
-    links: [Arc<Link>; 2],
-    /// Where the first sends to, and the channel's number there.
+    links: Vec<Arc<Link>>,
+    /// Where the first sends to, and the channels' numbers there.
     relay: SocketAddr,
-    channel: u32,
-    _streams: Vec<(Sender, Receiver)>,
-    _endpoints: Vec<Endpoint>,
+    channels: Vec<u32>,
+    streams: Vec<(Sender, Receiver)>,
+    endpoints: Vec<Endpoint>,
 }
 
 impl Clients {
@@ -105,51 +105,67 @@ impl Clients {
         relay: &NodeId,
         at: &[SocketAddr; 2],
     ) -> Result<Self> {
-        let (first, quic) = Link::new(&hosts[0])?;
-        let (second, quic_of_second) = Link::new(&hosts[1])?;
-        let links = [first, second];
-        control.block_on(async {
-            let (mut streams, mut endpoints) = (Vec::new(), Vec::new());
-            for (side, quic) in [quic, quic_of_second].into_iter().enumerate() {
-                let socket = QuicSocket {
-                    link: Arc::clone(&links[side]),
-                    incoming: Mutex::new(quic),
-                };
-                let endpoint = Endpoint::new_with_abstract_socket(
-                    endpoint_config(),
-                    None,
-                    Arc::new(socket),
-                    Arc::new(TokioRuntime),
-                )?;
-                streams.push(enter(&endpoint, &identity(side as u64), relay, at[side]).await?);
-                endpoints.push(endpoint);
-            }
-            let peer = identity(1).id();
-            say(&mut streams[0].0, &ClientMessage::OpenChannel { peer }).await?;
-            let channel = match hear(&mut streams[0].1).await? {
-                ServerMessage::Channel { channel, .. } => channel,
+        // All receivers are on one host, each with a socket of its own.
+        let sides = std::iter::once(0).chain([1; load::RECEIVERS]);
+        let mut clients = Self {
+            links: Vec::new(),
+            relay: at[0],
+            channels: Vec::new(),
+            streams: Vec::new(),
+            endpoints: Vec::new(),
+        };
+        for side in sides {
+            let (link, quic) = Link::new(&hosts[side])?;
+            control.block_on(clients.enter(link, quic, relay, at[side]))?;
+        }
+        control.block_on(clients.open_channels())?;
+        Ok(clients)
+    }
+
+    async fn enter(
+        &mut self,
+        link: Arc<Link>,
+        quic: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
+        relay: &NodeId,
+        at: SocketAddr,
+    ) -> Result<()> {
+        let socket = QuicSocket {
+            link: Arc::clone(&link),
+            incoming: Mutex::new(quic),
+        };
+        let endpoint = Endpoint::new_with_abstract_socket(
+            endpoint_config(),
+            None,
+            Arc::new(socket),
+            Arc::new(TokioRuntime),
+        )?;
+        let identity = identity(self.links.len() as u64);
+        self.links.push(link);
+        self.streams
+            .push(enter(&endpoint, &identity, relay, at).await?);
+        self.endpoints.push(endpoint);
+        Ok(())
+    }
+
+    /// From the first client to each of the others.
+    async fn open_channels(&mut self) -> Result<()> {
+        let (sender, receiver) = &mut self.streams[0];
+        for number in 1..self.links.len() {
+            let peer = identity(number as u64).id();
+            say(sender, &ClientMessage::OpenChannel { peer }).await?;
+            match hear(receiver).await? {
+                ServerMessage::Channel { channel, .. } => self.channels.push(channel),
                 other => bail!("the relay says {other:?} for a channel"),
-            };
-            Ok(Self {
-                links,
-                relay: at[0],
-                channel,
-                _streams: streams,
-                _endpoints: endpoints,
-            })
-        })
+            }
+        }
+        Ok(())
     }
 
     /// Sends as fast as it goes for a while, and tells what arrived.
     pub(super) fn load(&self, load: Load) -> Result<Sent> {
-        let [sender, receiver] = &self.links;
-        let sent = load::send(
-            &sender.socket,
-            self.relay,
-            self.channel,
-            load,
-            &receiver.arrived,
-        )?;
+        let receivers: Vec<&Arrived> = self.links[1..].iter().map(|link| &link.arrived).collect();
+        let socket = &self.links[0].socket;
+        let sent = load::send(socket, self.relay, &self.channels, load, &receivers)?;
         ensure!(sent.received > 0, "nothing arrived by {load}");
         Ok(sent)
     }

@@ -15,6 +15,8 @@ use quinn_udp::{Transmit, UdpSocketState};
 
 use super::clients::Arrived;
 
+/// Most receivers of one load.
+pub(super) const RECEIVERS: usize = 2;
 /// UDP payload of a full packet.
 pub(super) const FULL: usize = 1_350;
 /// Frames in one burst: as many full ones as UDP carries at once.
@@ -24,9 +26,9 @@ const WINDOW: u64 = 8 * BURST as u64;
 /// How long one run sends.
 const TIME: Duration = Duration::from_secs(2);
 /// What has not arrived by then is lost.
-const LOST: Duration = Duration::from_millis(20);
+const LOST: Duration = Duration::from_millis(200);
 /// After sending, what is on its way arrives within much less.
-const SETTLE: Duration = Duration::from_millis(300);
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// How frames are sent.
 #[derive(Debug, Clone, Copy)]
@@ -35,28 +37,42 @@ pub(super) struct Load {
     pub(super) frame: usize,
     /// A burst in one piece (GSO), or one datagram for each frame.
     segmented: bool,
+    /// To so many receivers, by turns.
+    receivers: usize,
 }
 
 /// What is measured.
-pub(super) const KINDS: [Load; 3] = [
+pub(super) const KINDS: [Load; 4] = [
     Load {
         frame: FULL,
         segmented: true,
+        receivers: 1,
     },
     Load {
         frame: FULL,
         segmented: false,
+        receivers: 1,
+    },
+    Load {
+        frame: FULL,
+        segmented: false,
+        receivers: RECEIVERS,
     },
     Load {
         frame: 64,
         segmented: true,
+        receivers: 1,
     },
 ];
 
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let how = if self.segmented { "bursts" } else { "singly" };
-        write!(f, "{} B {how}", self.frame)
+        write!(f, "{} B {how}", self.frame)?;
+        match self.receivers {
+            1 => Ok(()),
+            receivers => write!(f, " to {receivers} by turns"),
+        }
     }
 }
 
@@ -73,16 +89,23 @@ pub(super) struct Sent {
 pub(super) fn send(
     socket: &UdpSocket,
     to: SocketAddr,
-    channel: u32,
+    channels: &[u32],
     load: Load,
-    arrived: &Arrived,
+    arrived: &[&Arrived],
 ) -> Result<Sent> {
-    let mut bursts = Bursts::new(socket, to, channel, load)?;
-    let before = (
-        arrived.frames.load(Ordering::Acquire),
-        arrived.bytes.load(Ordering::Relaxed),
-    );
-    let received = || arrived.frames.load(Ordering::Acquire) - before.0;
+    let mut bursts = Bursts::new(socket, to, &channels[..load.receivers], load)?;
+    let frames = || {
+        let all = arrived.iter();
+        all.map(|arrived| arrived.frames.load(Ordering::Acquire))
+            .sum::<u64>()
+    };
+    let bytes = || {
+        let all = arrived.iter();
+        all.map(|arrived| arrived.bytes.load(Ordering::Relaxed))
+            .sum::<u64>()
+    };
+    let (frames_before, bytes_before) = (frames(), bytes());
+    let received = || frames() - frames_before;
     let started = Instant::now();
     let (mut sent, mut lost) = (0, 0);
     let (mut seen, mut progress) = (0, started);
@@ -107,7 +130,7 @@ pub(super) fn send(
     Ok(Sent {
         frames: sent,
         received: received(),
-        received_bytes: arrived.bytes.load(Ordering::Relaxed) - before.1,
+        received_bytes: bytes() - bytes_before,
         time,
     })
 }
@@ -122,10 +145,10 @@ struct Bursts<'a> {
 }
 
 impl<'a> Bursts<'a> {
-    fn new(socket: &'a UdpSocket, to: SocketAddr, channel: u32, load: Load) -> Result<Self> {
+    fn new(socket: &'a UdpSocket, to: SocketAddr, channels: &[u32], load: Load) -> Result<Self> {
         let mut frames = vec![0; load.frame * BURST];
-        for frame in frames.chunks_mut(load.frame) {
-            write_data_header(frame, channel);
+        for (frame, channel) in frames.chunks_mut(load.frame).zip(channels.iter().cycle()) {
+            write_data_header(frame, *channel);
         }
         Ok(Self {
             socket,
