@@ -113,6 +113,10 @@ impl Iterator for Pieces<'_> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::single_range_in_vec_init,
+    reason = "a piece is a range, and a run may have one"
+)]
 mod tests {
     use super::*;
 

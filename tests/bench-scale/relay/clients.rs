@@ -125,7 +125,7 @@ impl Clients {
     async fn enter(
         &mut self,
         link: Arc<Link>,
-        quic: mpsc::Receiver<(SocketAddr, Vec<u8>)>,
+        quic: mpsc::Receiver<Datagram>,
         relay: &NodeId,
         at: SocketAddr,
     ) -> Result<()> {
@@ -179,6 +179,9 @@ impl Drop for Clients {
     }
 }
 
+/// A QUIC datagram and where it came from.
+type Datagram = (SocketAddr, Vec<u8>);
+
 /// What arrived at a client so far.
 #[derive(Debug, Default)]
 pub(super) struct Arrived {
@@ -195,7 +198,7 @@ struct Link {
 }
 
 impl Link {
-    fn new(ns: &Namespace) -> Result<(Arc<Self>, mpsc::Receiver<(SocketAddr, Vec<u8>)>)> {
+    fn new(ns: &Namespace) -> Result<(Arc<Self>, mpsc::Receiver<Datagram>)> {
         let socket = ns.udp("0.0.0.0:0".parse().context("an address")?)?;
         let link = Arc::new(Self {
             socket,
@@ -211,7 +214,7 @@ impl Link {
     }
 
     /// Counts frames, and passes QUIC on.
-    fn receive(&self, quic: &mpsc::Sender<(SocketAddr, Vec<u8>)>) -> io::Result<()> {
+    fn receive(&self, quic: &mpsc::Sender<Datagram>) -> io::Result<()> {
         let state = UdpSocketState::new((&self.socket).into())?;
         state.set_recv_buffer_size((&self.socket).into(), SOCKET_BUFFER)?;
         state.set_send_buffer_size((&self.socket).into(), SOCKET_BUFFER)?;
@@ -236,7 +239,7 @@ impl Link {
         Ok(())
     }
 
-    fn take(&self, datagram: &[u8], from: SocketAddr, quic: &mpsc::Sender<(SocketAddr, Vec<u8>)>) {
+    fn take(&self, datagram: &[u8], from: SocketAddr, quic: &mpsc::Sender<Datagram>) {
         match classify(datagram) {
             Protocol::RelayFrame => {
                 let len = datagram.len() as u64;
@@ -254,7 +257,7 @@ impl Link {
 #[derive(Debug)]
 struct QuicSocket {
     link: Arc<Link>,
-    incoming: Mutex<mpsc::Receiver<(SocketAddr, Vec<u8>)>>,
+    incoming: Mutex<mpsc::Receiver<Datagram>>,
 }
 
 impl AsyncUdpSocket for QuicSocket {
