@@ -62,11 +62,12 @@ fn report(table: &mut Table, [few, many]: &[Pair; 2]) {
         let what = |what: &str| format!("peers: {what}, {} configured", pair.peers);
         table.add(what("start until ready"), "s", spread(&pair.starts), goal);
         table.add(
-            what("resident, KiB"),
-            "KiB",
-            spread(&pair.memory),
+            what("CPU time of the start"),
+            "s",
+            spread(&pair.work),
             Goal::None,
         );
+        table.add(what("resident"), "KiB", spread(&pair.memory), Goal::None);
         table.add(
             what("one TCP stream"),
             "Gb/s",
