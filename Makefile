@@ -10,7 +10,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || command -v sudo)
 AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-no-cipher bench-tools fmt lint deny setup
+.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-no-cipher bench-scale bench-tools fmt lint deny setup
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -39,7 +39,7 @@ lint: ## formatting and clippy, warnings denied
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p mesh-tests --all-targets --test lab -- -D warnings
-	$(CARGO) clippy --locked -p mesh-tests --features sim --lib --test sim -- -D warnings
+	$(CARGO) clippy --locked -p mesh-tests --features sim,scale --lib --bins --test sim -- -D warnings
 
 test-unit: ## unit tests
 	$(CARGO) test --locked --workspace
@@ -78,6 +78,12 @@ bench-tools:
 	    || $(CARGO) install --quiet --locked --root $(TARGET_DIR)/bench-tools $$tool \
 	    || echo "bench: $$tool cannot be installed, going on without it"; \
 	done
+
+bench-scale: ## what a relay forwards, and what peers cost (root); SCALE="relay --runs 3" for a part
+	@tests/setup.sh build demo bench
+	@$(MAKE) --no-print-directory release
+	@$(CARGO) build --release --locked -p mesh-tests --features scale --bin mesh-bench-scale
+	@$(SUDO) $(TARGET_DIR)/release/mesh-bench-scale $(SCALE)
 
 deny: ## licences, advisories and bans of all dependencies (cargo-deny)
 	$(CARGO) deny check
