@@ -121,6 +121,16 @@ pub(crate) struct PendingPing {
     pub(crate) sent: bool,
 }
 
+/// What one peer takes at most: each part with its own bound, all of them together. What the configuration gives it, its
+/// routes above all, is bounded there.
+const MOST_BYTES: usize = size_of::<Peer>()
+    + Session::MOST_BYTES
+    + limits::QUEUED_PACKETS * (size_of::<Vec<u8>>() + limits::MAX_DATAGRAM)
+    + PathSet::MOST_BYTES
+    + limits::MAX_CANDIDATES * size_of::<SocketAddr>()
+    + limits::MAX_PINGS * size_of::<PendingPing>();
+const _: () = assert!(MOST_BYTES <= limits::PEER_BYTES);
+
 /// One peer of one network.
 pub(crate) struct Peer {
     pub(crate) index: PeerIndex,
