@@ -15,7 +15,7 @@ rustPlatform.buildRustPackage {
     filter = path: type: baseNameOf path != "target" && lib.cleanSourceFilter path type;
   };
   cargoLock.lockFile = ../../Cargo.lock;
-  # Never the whole workspace: the simulator's settable clock would come along.
+  # The programs alone, not the tests.
   cargoBuildFlags = [ "--package=meshd" "--package=meshctl" "--package=mesh-relay" ];
   # The tests want root, network namespaces and Debian's tools: they run before a release, not here.
   doCheck = false;

@@ -10,6 +10,7 @@ mod lifecycle;
 mod nats;
 mod noise;
 mod paths;
+mod switches;
 mod trust;
 
 use std::time::Duration;

@@ -16,7 +16,12 @@ const MB: u64 = 1_000_000;
 const NO_PAUSE: Duration = Duration::ZERO;
 
 /// Copies over TCP from one overlay to the other, pausing as `pace` says.
-fn copy(from: &Node, to: &Node, bytes: u64, pace: impl FnMut(u64) -> Duration) -> Result<Received> {
+pub(crate) fn copy(
+    from: &Node,
+    to: &Node,
+    bytes: u64,
+    pace: impl FnMut(u64) -> Duration,
+) -> Result<Received> {
     let listener = to.ns.listen(SocketAddr::new(to.overlay()?.into(), 9000))?;
     let remote = listener.local_addr()?;
     let pattern = Pattern::new(bytes, from.lab().marker());
