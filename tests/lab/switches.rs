@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use mesh_tests::lab::{Internet, Lab, Namespace, Node, PeerConfig, Settings, scenario};
+use mesh_tests::lab::{Internet, Lab, Namespace, Node, PeerConfig, Settings, scenario, within};
 
 use super::SOON;
 use super::paths::copy;
@@ -47,8 +47,10 @@ fn works_with(name: &str, value: &str) {
         let mut nodes = nodes(lab, [(&a.0, a.1.into()), (&b.0, b.1.into())])?;
         launch(&mut nodes[0], (name, value))?;
         nodes[1].start()?;
-        nodes[0].wait_path("b", "direct", SOON)?;
         let [a, b] = &nodes;
+        let overlay = b.overlay()?;
+        within("a to reach b", SOON, || Ok(a.icmp(overlay, 1).is_ok()))?;
+        a.wait_path("b", "direct", SOON)?;
         copy(a, b, 20_000_000, |_| Duration::ZERO)?;
         copy(b, a, 20_000_000, |_| Duration::ZERO)?;
         a.icmp(b.overlay()?, 5)
