@@ -11,6 +11,7 @@ AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
 
 .DEFAULT_GOAL := help
 .PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-tools fmt lint deny setup
+.PHONY: test-instructions lint-instructions bench-micro
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -28,7 +29,7 @@ demo: ## two hosts behind two NATs: first relayed, then direct
 	@$(CARGO) build --release --locked -p mesh-tests --bin mesh-demo
 	@$(SUDO) $(TARGET_DIR)/release/mesh-demo
 
-test: setup lint test-unit test-sim test-lab ## everything that CI runs
+test: setup lint test-unit test-sim test-instructions test-lab ## everything that CI runs
 
 setup:
 	@tests/setup.sh build test
@@ -73,6 +74,22 @@ bench-tools:
 	    || $(CARGO) install --quiet --locked --root $(TARGET_DIR)/bench-tools $$tool \
 	    || echo "bench: $$tool cannot be installed, going on without it"; \
 	done
+
+bench-micro: ## what the parts of the core cost, each alone; MICRO="seal" and other options of criterion
+	$(CARGO) bench --locked -p mesh-core --bench micro -- $(MICRO)
+
+# The core comes without its cipher here, so in a directory of its own: no such library may ever lie where a real daemon's
+# does.
+INSTRUCTIONS := --locked -p mesh-tests --features instructions --bin mesh-instructions
+
+test-instructions: setup ## instructions of the core's hot paths against their baseline; ACCEPT=1 makes a new one
+	$(CARGO) build --release --target-dir $(TARGET_DIR)/instructions $(INSTRUCTIONS)
+	@$(TARGET_DIR)/instructions/release/mesh-instructions $(if $(ACCEPT),--accept)
+
+# What only this build has.
+lint: lint-instructions
+lint-instructions:
+	$(CARGO) clippy $(INSTRUCTIONS) -- -D warnings
 
 deny: ## licences, advisories and bans of all dependencies (cargo-deny)
 	$(CARGO) deny check
