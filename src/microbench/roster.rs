@@ -1,14 +1,20 @@
 //! Networks of many peers.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net};
 use zeroize::Zeroizing;
 
 use super::{NOW, numbered};
 use crate::engine::{Engine, NetworkIndex, NetworkSetup, PeerKey, PeerSetup, SetupError};
-use crate::identity::{Identity, NetworkId};
+use crate::identity::{Identity, NetworkId, format_wireguard_key};
+use crate::rng::Random;
 use crate::session::Kernel;
+
+/// Networks behind one peer, where there are any.
+const ROUTES: usize = 200;
 
 /// Who is in a network.
 pub struct Roster(Vec<PeerSetup>);
@@ -35,8 +41,34 @@ pub(super) fn setup(own: u32, peers: Vec<PeerSetup>) -> NetworkSetup {
 impl Roster {
     /// `peers` peers that have an IPv4 address each beside the derived one.
     pub fn new(peers: u32) -> Self {
+        Self::of(peers, |number| PeerKey::Mesh(identity(number).id()))
+    }
+
+    /// `peers` stock WireGuard devices with an IPv4 address each. Their keys need no arithmetic, which is nearly all of
+    /// the work for mesh peers.
+    pub fn stock(peers: u32) -> Self {
+        let mut rng = Random::from_seed([5; 32]);
+        Self::of(peers, |_| PeerKey::WireGuard(rng.bytes()))
+    }
+
+    /// `peers` peers with 200 networks behind each.
+    pub fn routed(peers: u32) -> Self {
+        let mut roster = Self::new(peers);
+        let first = u32::from(Ipv4Addr::new(172, 16, 0, 0));
+        let mut networks = (0..).filter_map(|number| {
+            let address = Ipv4Addr::from(first + (number << 8));
+            Ipv4Net::new(address, 24).ok()
+        });
+        for peer in &mut roster.0 {
+            peer.routes
+                .extend(networks.by_ref().take(ROUTES).map(IpNet::V4));
+        }
+        roster
+    }
+
+    fn of(peers: u32, mut key: impl FnMut(u32) -> PeerKey) -> Self {
         let peer = |number: u32| PeerSetup {
-            key: PeerKey::Mesh(identity(number).id()),
+            key: key(number),
             name: format!("host-{number}"),
             addresses: vec![numbered(number).into()],
             routes: Vec::new(),
@@ -55,17 +87,27 @@ impl Roster {
     pub fn config(&self) -> String {
         let mut text = "[network.home]\naddress = [\"10.77.0.1/32\"]\n".to_owned();
         for peer in &self.0 {
-            let PeerKey::Mesh(id) = peer.key else {
-                continue;
-            };
-            let (name, address) = (&peer.name, peer.addresses[0]);
-            let lines = format_args!(
-                "[[network.home.peer]]\nid = \"{id}\"\nname = \"{name}\"\naddress = [\"{address}\"]\n"
-            );
-            text.write_fmt(lines).expect("a string takes any text");
+            text += &stanza(peer).expect("a string takes any text");
         }
         text
     }
+}
+
+/// A peer as the configuration file has it.
+fn stanza(peer: &PeerSetup) -> Result<String, std::fmt::Error> {
+    let (id, stock) = match peer.key {
+        PeerKey::Mesh(id) => (id.to_string(), false),
+        PeerKey::WireGuard(key) => (format_wireguard_key(&key), true),
+    };
+    let mut text = "[[network.home.peer]]\n".to_owned();
+    writeln!(text, "id = \"{id}\"\nwireguard = {stock}")?;
+    writeln!(text, "name = \"{}\"", peer.name)?;
+    for address in &peer.addresses {
+        writeln!(text, "address = [\"{address}\"]")?;
+    }
+    let routes: Vec<String> = peer.routes.iter().map(|net| format!("\"{net}\"")).collect();
+    writeln!(text, "routes = [{}]", routes.join(", "))?;
+    Ok(text)
 }
 
 /// An engine with one network.

@@ -11,7 +11,7 @@ use mesh_core::session::Kernel;
 use mesh_core::wire::{Protocol, classify, stun};
 
 /// Name and work.
-pub(crate) const CASES: [(&str, fn()); 21] = [
+pub(crate) const CASES: [(&str, fn()); 23] = [
     ("classify", classify_datagrams),
     ("lookup-v4-same-10", || same(Routes::v4(10))),
     ("lookup-v4-same-10000", || same(Routes::v4(10_000))),
@@ -41,16 +41,25 @@ pub(crate) const CASES: [(&str, fn()); 21] = [
     ("open-16x96-single", || {
         open(|tunnel| tunnel.small_packets(16, 64), 16)
     }),
-    ("add-network-500", add_network),
-    ("parse-config-500", parse_config),
+    ("add-network-500", || add_network(&Roster::new(FEW))),
+    ("add-network-stock-2000", || {
+        add_network(&Roster::stock(ROSTER))
+    }),
+    ("parse-config-500", || parse_config(&Roster::new(FEW), FEW)),
+    ("parse-config-routes-2000", || {
+        parse_config(&Roster::routed(10), 10)
+    }),
 ];
 
 /// So often is done what takes no more than some hundred instructions.
 const MANY: usize = 10_000;
 /// And what takes thousands.
 const SOME: usize = 200;
-/// Fewer peers than in the benchmark: the work is in proportion, and most of it is cryptography.
-const ROSTER: u32 = 500;
+/// Peers in a network: the work grows with them, so that the benchmark's 10,000 would show no more. Stock devices cost no
+/// arithmetic there.
+const ROSTER: u32 = 2_000;
+/// And peers whose keys are points of a curve: all but a twentieth of their work is arithmetic on that.
+const FEW: u32 = 500;
 
 /// Does `work` so many `times` and has that counted. Each time has to yield `each`, or the count would mean nothing.
 fn measure(times: usize, each: usize, mut work: impl FnMut() -> usize) {
@@ -110,8 +119,8 @@ fn open(frames: fn(&Tunnel) -> Vec<Vec<u8>>, packets: usize) {
     }
 }
 
-fn add_network() {
-    let mut setup = Some(Roster::new(ROSTER).setup());
+fn add_network(roster: &Roster) {
+    let mut setup = Some(roster.setup());
     measure(1, 1, || {
         let engine = setup.take().map(engine_with);
         black_box(&engine);
@@ -119,9 +128,9 @@ fn add_network() {
     });
 }
 
-fn parse_config() {
-    let text = Roster::new(ROSTER).config();
-    measure(1, ROSTER as usize, || {
+fn parse_config(roster: &Roster, peers: u32) {
+    let text = roster.config();
+    measure(1, peers as usize, || {
         let config = Config::parse(black_box(&text), Path::new("config.toml"));
         config.map_or(0, |config| config.networks[0].peers.len())
     });

@@ -116,15 +116,35 @@ fn report(baseline: &Counts, counts: &Counts, text: &str, remark: &str) -> bool 
     good
 }
 
-/// What else the counts depend on.
+/// What else the counts depend on: the compiler, and what valgrind and the C library do for a CPU. Valgrind shows programs
+/// one and the same CPU on all that have AVX2, and another one on the others.
 fn remark() -> String {
-    let rustc = Command::new("rustc").arg("--version").output();
-    let rustc = rustc.map_or_else(
-        |_| "an unknown rustc".to_owned(),
-        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-    );
-    let valgrind = valgrind::version().unwrap_or_default();
-    format!("{rustc}, {valgrind}")
+    let tools: [(&str, &[&str]); 3] = [
+        ("rustc", &["--version"]),
+        ("valgrind", &["--version"]),
+        ("getconf", &["GNU_LIBC_VERSION"]),
+    ];
+    let mut parts: Vec<String> = tools
+        .iter()
+        .map(|(tool, args)| said(tool, args).unwrap_or_else(|| format!("no {tool}")))
+        .collect();
+    parts.push(if avx2() { "AVX2" } else { "no AVX2" }.to_owned());
+    parts.join(", ")
+}
+
+fn said(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn avx2() -> bool {
+    std::arch::is_x86_feature_detected!("avx2")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn avx2() -> bool {
+    false
 }
 
 /// A directory of our own that goes with us.

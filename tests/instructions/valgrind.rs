@@ -42,12 +42,6 @@ fn total(text: &str) -> Result<u64> {
     Ok(count)
 }
 
-/// Valgrind's version, for the remark in the baseline.
-pub(crate) fn version() -> Option<String> {
-    let output = Command::new("valgrind").arg("--version").output().ok()?;
-    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
