@@ -163,7 +163,7 @@ impl Tunnel {
             field.copy_from_slice(&(number as u16).to_ne_bytes());
         }
         let tcp = &mut frame[VIRTIO_NET_HDR + IPV6..];
-        tcp[12..14].copy_from_slice(&[(TCP / 4 << 4) as u8, 0x10]); // ACK
+        tcp[12..14].copy_from_slice(&[((TCP / 4) << 4) as u8, 0x10]); // ACK
         vec![frame]
     }
 
