@@ -10,7 +10,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || command -v sudo)
 AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-tools fmt lint deny setup
+.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-no-cipher bench-scale bench-tools fmt lint deny setup
 .PHONY: test-instructions lint-instructions bench-micro
 
 help: ## list the targets
@@ -19,7 +19,6 @@ help: ## list the targets
 build: ## build everything, unoptimised
 	$(CARGO) build --workspace
 
-# Never in one cargo invocation with the simulator: features are unified, and its settable clock would come along.
 release: ## build meshd, meshctl and mesh-relay as they are shipped
 	$(CARGO) build --release --locked $(addprefix -p ,$(PROGRAMS))
 
@@ -41,7 +40,7 @@ lint: ## formatting and clippy, warnings denied
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p mesh-tests --all-targets --test lab -- -D warnings
-	$(CARGO) clippy --locked -p mesh-tests --features sim --lib --test sim -- -D warnings
+	$(CARGO) clippy --locked -p mesh-tests --features sim,scale --lib --bins --test sim -- -D warnings
 
 test-unit: ## unit tests
 	$(CARGO) test --locked --workspace
@@ -57,13 +56,19 @@ test-lab: setup release ## the real programs in network namespaces (root); LAB="
 test-system: ## the Debian package in a booted systemd container (root)
 	tests/system/run
 
-bench: bench-tools ## meshd beside other tunnels (root); BENCH="--quick" and other options of mesh-bench
+bench: bench-tools bench-no-cipher ## meshd beside other tunnels (root); BENCH="--quick" and other options of mesh-bench
 	@$(MAKE) --no-print-directory release
 	@$(CARGO) build --release --locked -p mesh-tests --bin mesh-bench
 	@$(SUDO) $(TARGET_DIR)/release/mesh-bench $(BENCH)
 
 bench-docs: ## the same, written to docs/benchmarks.*
 	@$(MAKE) --no-print-directory bench BENCH="--write $(BENCH)"
+
+# A meshd that does not encrypt, which shows what encryption costs; in a directory of its own, so that it is never taken
+# for the real one.
+bench-no-cipher:
+	@$(CARGO) build --release --locked -p meshd --features null-cipher --target-dir $(TARGET_DIR)/no-cipher
+	@mkdir -p $(TARGET_DIR)/release && ln -sf ../no-cipher/release/meshd $(TARGET_DIR)/release/meshd-no-cipher
 
 # Once. What cannot be installed, the table names as missing.
 bench-tools:
@@ -75,16 +80,21 @@ bench-tools:
 	    || echo "bench: $$tool cannot be installed, going on without it"; \
 	done
 
+bench-scale: ## what a relay forwards, and what peers cost (root); SCALE="relay --runs 3" for a part
+	@tests/setup.sh build demo bench
+	@$(MAKE) --no-print-directory release
+	@$(CARGO) build --release --locked -p mesh-tests --features scale --bin mesh-bench-scale
+	@$(SUDO) $(TARGET_DIR)/release/mesh-bench-scale $(SCALE)
+
 bench-micro: ## what the parts of the core cost, each alone; MICRO="seal" and other options of criterion
 	$(CARGO) bench --locked -p mesh-core --bench micro -- $(MICRO)
 
-# The core comes without its cipher here, so in a directory of its own: no such library may ever lie where a real daemon's
-# does.
+# The core comes without its cipher here, so in the directory of `bench-no-cipher`.
 INSTRUCTIONS := --locked -p mesh-tests --features instructions --bin mesh-instructions
 
 test-instructions: setup ## instructions of the core's hot paths against their baseline; ACCEPT=1 makes a new one
-	$(CARGO) build --release --target-dir $(TARGET_DIR)/instructions $(INSTRUCTIONS)
-	@$(TARGET_DIR)/instructions/release/mesh-instructions $(if $(ACCEPT),--accept)
+	$(CARGO) build --release --target-dir $(TARGET_DIR)/no-cipher $(INSTRUCTIONS)
+	@$(TARGET_DIR)/no-cipher/release/mesh-instructions $(if $(ACCEPT),--accept)
 
 # What only this build has.
 lint: lint-instructions

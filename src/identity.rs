@@ -13,6 +13,7 @@ use std::str::FromStr;
 use std::sync::LazyLock;
 
 use blake2::{Blake2s256, Digest};
+use curve25519_dalek::{EdwardsPoint, Scalar};
 use data_encoding::{DecodeKind, Encoding, Specification};
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 use ipnet::Ipv6Net;
@@ -76,7 +77,11 @@ pub enum IdError {
 ///
 /// Its text form is 52 characters of lower-case base32.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId([u8; 32]);
+pub struct NodeId {
+    bytes: [u8; 32],
+    /// The same key in Montgomery form, kept because it is asked for again and again, and costs as much as a signature.
+    wireguard: [u8; 32],
+}
 
 impl NodeId {
     /// Checks that `bytes` are a key that a node can have.
@@ -95,25 +100,38 @@ impl NodeId {
         if point.is_small_order() {
             return Err(IdError::SmallOrder);
         }
-        if !point.is_torsion_free() {
+        // [l - 1] P = -P only if [l] P = 0. In variable time: there is nothing secret about an ID, and a network may have
+        // ten thousand.
+        let order_less_one = -Scalar::ONE;
+        let multiple = EdwardsPoint::vartime_double_scalar_mul_basepoint(
+            &order_less_one,
+            &point,
+            &Scalar::ZERO,
+        );
+        if multiple != -point {
             return Err(IdError::Torsion);
         }
-        Ok(Self(*bytes))
+        Ok(Self::of(&key))
+    }
+
+    /// The ID of a key that is known to be good.
+    fn of(key: &VerifyingKey) -> Self {
+        Self {
+            bytes: key.to_bytes(),
+            wireguard: key.to_montgomery().to_bytes(),
+        }
     }
 
     /// The ed25519 public key.
     pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
+        &self.bytes
     }
 
     /// The node's WireGuard public key: the same key in Montgomery form (RFC 7748, section 4.1).
     ///
     /// An ID and the ID of the negated key have the same WireGuard key, so a network must check that these differ too.
-    pub fn to_wireguard(&self) -> [u8; 32] {
-        VerifyingKey::from_bytes(&self.0)
-            .expect("a NodeId is a curve point")
-            .to_montgomery()
-            .to_bytes()
+    pub const fn to_wireguard(&self) -> [u8; 32] {
+        self.wireguard
     }
 
     /// The first ten characters, for people.
@@ -126,7 +144,7 @@ impl NodeId {
 
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&BASE32.encode(&self.0))
+        f.pad(&BASE32.encode(&self.bytes))
     }
 }
 
@@ -231,7 +249,7 @@ impl Identity {
     /// The public half.
     pub fn id(&self) -> NodeId {
         // A public key derived from a clamped scalar is canonical and in the prime-order group.
-        NodeId(self.key.verifying_key().to_bytes())
+        NodeId::of(&self.key.verifying_key())
     }
 
     /// The X25519 private key that belongs to [`NodeId::to_wireguard`]; not clamped, which X25519 does itself.
@@ -307,7 +325,7 @@ pub fn overlay_prefix(network: &NetworkId) -> Ipv6Net {
 
 /// The address that a node has in a network without anyone assigning it: 64 bits of a hash in [`overlay_prefix`].
 pub fn overlay_address(network: &NetworkId, node: &NodeId) -> Ipv6Addr {
-    let host = hash("meshd overlay address v1", &[&network.0, &node.0]);
+    let host = hash("meshd overlay address v1", &[&network.0, &node.bytes]);
     let mut octets = overlay_prefix(network).addr().octets();
     octets[8..].copy_from_slice(&host[..8]);
     Ipv6Addr::from(octets)

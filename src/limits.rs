@@ -33,6 +33,9 @@ pub const MAX_ROUTES: usize = 256;
 
 /// Inner packets that wait for one peer's session: a TCP start with its retransmissions.
 pub const QUEUED_PACKETS: usize = 32;
+/// Memory that one peer may take under any load, in bytes: keys with full replay windows, every path, and a full queue of
+/// the largest packets, which is most of it. A peer that is only configured takes less than a hundredth.
+pub const PEER_BYTES: usize = 512 * 1024;
 /// Handshake messages per second and network that are answered without asking for a cookie. WireGuard's own limit is
 /// load-dependent; a mesh host has few peers that start at once.
 pub const HANDSHAKES_PER_SECOND: u64 = 200;
@@ -42,8 +45,6 @@ pub const HANDSHAKES_WITH_COOKIE_PER_SECOND: u64 = 1_000;
 pub const HANDSHAKES_IN_FLIGHT: usize = 4;
 /// Answers to one peer's initiations that it has not used yet.
 pub const UNCONFIRMED_SESSIONS: usize = 4;
-/// Session indices of one peer: handshakes both ways, the current keys and those before.
-pub const SESSIONS_PER_PEER: usize = HANDSHAKES_IN_FLIGHT + UNCONFIRMED_SESSIONS + 2;
 /// Packets that may overtake another without its being taken for a replay: at first, after a few thousand packets, and
 /// in full use. 2^17 packets are 1.6 s at 80,000 packets/s, which is more than two paths differ.
 pub const REPLAY_WINDOWS: [u64; 3] = [1 << 10, 1 << 13, 1 << 17];

@@ -147,14 +147,14 @@ impl Client<'_> {
     async fn read(&self, mut recv: RecvStream) {
         let mut framer = Framer::default();
         let mut pace = Pace::default();
-        let mut buffer = [0; READ_BYTES];
-        while let Ok(Some(len)) = recv.read(&mut buffer).await {
+        // Chunks, not a buffer: most clients say nothing most of the time, and a buffer would wait with each of them.
+        while let Ok(Some(chunk)) = recv.read_chunk(READ_BYTES, true).await {
             let (remote, local) = location(self.listener, &self.connection);
             self.shared.with(|server, now| {
                 server.set_local(self.conn, local);
                 server.handle_address(now, self.conn, remote);
             });
-            let mut input = &buffer[..len];
+            let mut input = &chunk.bytes[..];
             loop {
                 let message = match framer.next(&mut input) {
                     Ok(Some(body)) => {

@@ -1,7 +1,8 @@
 //! The thread that receives everything and forwards data.
 //!
 //! One thread, poll(2), drained until empty, outside the async runtime: the way of a data frame is one `recvmmsg`, one
-//! look at the channel table, eight bytes rewritten where they lie, and one `sendmsg` for as many frames as fit.
+//! look at the channel table, eight bytes rewritten where they lie, and one `sendmsg` for as many frames as fit. No
+//! payload is copied in between.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
@@ -56,7 +57,7 @@ impl Pump {
             stop,
             storage: vec![0; BATCH_SIZE * MESSAGE_BYTES],
             meta: [RecvMeta::default(); BATCH_SIZE],
-            runs: Runs::new(),
+            runs: Runs::default(),
             answers: Vec::new(),
         }
     }
@@ -144,11 +145,11 @@ impl Pump {
 
     fn send(&mut self, listener: usize) {
         let mut failed = 0;
-        for (run, frames) in self.runs.iter(&self.storage) {
+        for (run, pieces) in self.runs.iter() {
             if let Some(listener) = self.shared.listeners.get(usize::from(run.local.listener)) {
-                failed += listener
-                    .main
-                    .send(run.to, run.local.ip, None, frames, run.segment);
+                let pieces = pieces.map(|range| &self.storage[range]);
+                let from = run.local.ip;
+                failed += listener.main.gather(run.to, from, pieces, run.segment);
             }
         }
         for answer in self.answers.drain(..) {
@@ -184,7 +185,7 @@ impl Round<'_> {
         range: std::ops::Range<usize>,
     ) {
         match server.handle_udp(now, socket, meta.addr, &mut storage[range.clone()]) {
-            Verdict::Forward { to, local } => self.runs.push(storage, range, to, local),
+            Verdict::Forward { to, local } => self.runs.push(range, to, local),
             Verdict::Reply(reply) => self.answers.push(Answer {
                 to: meta.addr,
                 from: meta.dst_ip,

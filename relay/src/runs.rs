@@ -1,4 +1,6 @@
 //! Groups forwarded frames into what one `sendmsg` with UDP GSO can carry.
+//!
+//! Nothing is copied: a run is a list of places in the receive buffers, which the kernel gathers.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -6,8 +8,9 @@ use std::ops::Range;
 use mesh_core::limits;
 use mesh_core::relay::server::Local;
 
-/// Room for frames that were received one by one and are sent together.
-const SCRATCH_BYTES: usize = 256 * 1024;
+/// Runs, from the newest on, that a frame may still join. With more destinations at a time there are more calls; a longer
+/// search would cost every frame.
+const LOOK_BACK: usize = 16;
 
 /// Frames of one size to one destination; the last may be shorter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,116 +18,105 @@ pub(crate) struct Run {
     pub(crate) to: SocketAddr,
     pub(crate) local: Local,
     pub(crate) segment: usize,
-    bytes: Bytes,
+    /// Of all pieces, in bytes.
+    len: usize,
+    /// Its pieces are a chain in the list of all pieces, from the first to the last.
+    first: usize,
+    last: usize,
 }
 
-/// Where the frames of a run are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Bytes {
-    /// In the receive buffers, as they came.
-    Received(Range<usize>),
-    /// Copied.
-    Scratch(Range<usize>),
-}
-
-impl Bytes {
-    fn len(&self) -> usize {
-        match self {
-            Self::Received(range) | Self::Scratch(range) => range.len(),
-        }
+impl Run {
+    fn takes(&self, frame: usize) -> bool {
+        self.len.is_multiple_of(self.segment)
+            && frame <= self.segment
+            && self.len + frame <= limits::MAX_GSO_BYTES
+            && self.len / self.segment < limits::MAX_GSO_SEGMENTS
     }
+}
+
+/// Frames that are neighbours in the receive buffers.
+#[derive(Debug)]
+struct Piece {
+    range: Range<usize>,
+    /// The next one of the same run.
+    next: Option<usize>,
 }
 
 /// The runs of one round of receiving.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Runs {
     runs: Vec<Run>,
-    scratch: Vec<u8>,
+    pieces: Vec<Piece>,
 }
 
 impl Runs {
-    pub(crate) fn new() -> Self {
-        Self {
-            runs: Vec::new(),
-            scratch: Vec::with_capacity(SCRATCH_BYTES),
-        }
-    }
-
-    /// Adds the frame at `range` of the receive buffers. Where the kernel coalesced frames, they are next to each other
-    /// and stay where they are; where it did not, they are copied together, which costs less than a call for each.
-    pub(crate) fn push(
-        &mut self,
-        received: &[u8],
-        range: Range<usize>,
-        to: SocketAddr,
-        local: Local,
-    ) {
-        if let Some(run) = self.runs.last_mut()
-            && (run.to, run.local) == (to, local)
-            && run.bytes.len().is_multiple_of(run.segment)
-            && range.len() <= run.segment
-            && run.bytes.len() + range.len() <= limits::MAX_GSO_BYTES
-            && run.bytes.len() / run.segment < limits::MAX_GSO_SEGMENTS
-        {
-            if let Bytes::Received(last) = &mut run.bytes
-                && last.end == range.start
-            {
-                last.end = range.end;
-                return;
-            }
-            let copied = match &run.bytes {
-                // A long run is well used already.
-                Bytes::Received(last) if last.len() > run.segment => None,
-                Bytes::Received(last) => {
-                    copy(&mut self.scratch, received, last.clone()).map(|copied| copied.start)
+    /// Adds the frame at `range` of the receive buffers. It joins the newest run to its destination or starts another
+    /// one, so that the frames of a channel keep their order.
+    pub(crate) fn push(&mut self, range: Range<usize>, to: SocketAddr, local: Local) {
+        let mut recent = self.runs.iter_mut().rev().take(LOOK_BACK);
+        let newest = recent.find(|run| (run.to, run.local) == (to, local));
+        let added = self.pieces.len();
+        match newest {
+            Some(run) if run.takes(range.len()) => {
+                run.len += range.len();
+                let last = &mut self.pieces[run.last];
+                // Where the kernel coalesced frames, they are next to each other.
+                if last.range.end == range.start {
+                    last.range.end = range.end;
+                    return;
                 }
-                Bytes::Scratch(copied) => Some(copied.start),
-            };
-            if let Some(start) = copied
-                && let Some(copied) = copy(&mut self.scratch, received, range.clone())
-            {
-                run.bytes = Bytes::Scratch(start..copied.end);
-                return;
+                last.next = Some(added);
+                run.last = added;
             }
+            _ => self.runs.push(Run {
+                to,
+                local,
+                segment: range.len(),
+                len: range.len(),
+                first: added,
+                last: added,
+            }),
         }
-        self.runs.push(Run {
-            to,
-            local,
-            segment: range.len(),
-            bytes: Bytes::Received(range),
-        });
+        self.pieces.push(Piece { range, next: None });
     }
 
-    /// The runs with their frames.
-    pub(crate) fn iter<'a>(
-        &'a self,
-        received: &'a [u8],
-    ) -> impl Iterator<Item = (&'a Run, &'a [u8])> {
-        self.runs.iter().map(move |run| {
-            let bytes = match &run.bytes {
-                Bytes::Received(range) => &received[range.clone()],
-                Bytes::Scratch(range) => &self.scratch[range.clone()],
-            };
-            (run, bytes)
-        })
+    /// The runs, each with its frames' places in the receive buffers.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Run, Pieces<'_>)> {
+        let chain = |run: &Run| Pieces {
+            pieces: &self.pieces,
+            next: Some(run.first),
+        };
+        self.runs.iter().map(move |run| (run, chain(run)))
     }
 
     pub(crate) fn clear(&mut self) {
         self.runs.clear();
-        self.scratch.clear();
+        self.pieces.clear();
     }
 }
 
-fn copy(scratch: &mut Vec<u8>, received: &[u8], range: Range<usize>) -> Option<Range<usize>> {
-    let start = scratch.len();
-    if start + range.len() > SCRATCH_BYTES {
-        return None;
+/// The places of one run's frames, in order.
+#[derive(Debug, Clone)]
+pub(crate) struct Pieces<'a> {
+    pieces: &'a [Piece],
+    next: Option<usize>,
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let piece = &self.pieces[self.next?];
+        self.next = piece.next;
+        Some(piece.range.clone())
     }
-    scratch.extend_from_slice(&received[range]);
-    Some(start..scratch.len())
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::single_range_in_vec_init,
+    reason = "a piece is a range, and a run may have one"
+)]
 mod tests {
     use super::*;
 
@@ -132,91 +124,92 @@ mod tests {
         ([192, 0, 2, 1], port).into()
     }
 
-    /// Pushes frames given as (range, port) and returns the runs as (port, segment, bytes).
-    fn runs(received: &[u8], frames: &[(Range<usize>, u16)]) -> Vec<(u16, usize, Vec<u8>)> {
-        let mut runs = Runs::new();
+    /// Pushes frames given as (range, port) and returns the runs as (port, segment, pieces).
+    fn runs(frames: &[(Range<usize>, u16)]) -> Vec<(u16, usize, Vec<Range<usize>>)> {
+        let mut runs = Runs::default();
         for (range, port) in frames {
-            runs.push(received, range.clone(), address(*port), Local::default());
+            runs.push(range.clone(), address(*port), Local::default());
         }
-        runs.iter(received)
-            .map(|(run, bytes)| (run.to.port(), run.segment, bytes.to_vec()))
+        let runs = runs.iter();
+        runs.map(|(run, pieces)| (run.to.port(), run.segment, pieces.collect()))
             .collect()
     }
 
-    #[test]
-    fn neighbours_to_one_destination_are_one_run_in_place() {
-        let received: Vec<u8> = (0..30).collect();
-        let mut grouped = Runs::new();
-        for range in [0..10, 10..20, 20..25] {
-            grouped.push(&received, range, address(1), Local::default());
-        }
-        assert_eq!(grouped.runs.len(), 1);
-        assert_eq!(grouped.runs[0].bytes, Bytes::Received(0..25));
-        assert_eq!(grouped.runs[0].segment, 10);
-        assert!(grouped.scratch.is_empty());
+    fn len(pieces: &[Range<usize>]) -> usize {
+        pieces.iter().map(ExactSizeIterator::len).sum()
     }
 
     #[test]
-    fn frames_of_separate_buffers_are_copied_together() {
-        let received: Vec<u8> = (0..100).collect();
+    fn neighbours_to_one_destination_are_one_run_in_one_piece() {
         assert_eq!(
-            runs(&received, &[(0..3, 1), (50..53, 1), (70..72, 1)]),
-            [(1, 3, vec![0, 1, 2, 50, 51, 52, 70, 71])]
+            runs(&[(0..10, 1), (10..20, 1), (20..25, 1)]),
+            [(1, 10, vec![0..25])]
         );
     }
 
     #[test]
-    fn another_destination_or_a_larger_frame_starts_a_run() {
-        let received: Vec<u8> = (0..100).collect();
+    fn frames_of_separate_buffers_are_one_run_in_several_pieces() {
         assert_eq!(
-            runs(
-                &received,
-                &[
-                    (0..3, 1),
-                    (3..6, 2),
-                    (6..9, 2),
-                    (9..13, 2),
-                    (13..15, 2),
-                    (15..17, 2)
-                ]
-            ),
+            runs(&[(0..3, 1), (50..53, 1), (70..72, 1)]),
+            [(1, 3, vec![0..3, 50..53, 70..72])]
+        );
+    }
+
+    #[test]
+    fn frames_to_two_destinations_by_turns_are_two_runs() {
+        assert_eq!(
+            runs(&[(0..3, 1), (3..6, 2), (6..9, 1), (9..12, 2), (12..15, 2)]),
+            [(1, 3, vec![0..3, 6..9]), (2, 3, vec![3..6, 9..15])]
+        );
+    }
+
+    #[test]
+    fn a_larger_frame_or_one_after_a_shorter_starts_a_run_and_no_frame_goes_before_it() {
+        assert_eq!(
+            runs(&[
+                (0..3, 1),
+                (3..7, 1),
+                (7..8, 2),
+                (8..11, 1),
+                (11..14, 1),
+                (14..17, 1)
+            ]),
             [
-                (1, 3, vec![0, 1, 2]),
-                (2, 3, vec![3, 4, 5, 6, 7, 8]),
-                (2, 4, vec![9, 10, 11, 12, 13, 14]),
-                (2, 2, vec![15, 16]),
+                (1, 3, vec![0..3]),
+                (1, 4, vec![3..7, 8..11]),
+                (2, 1, vec![7..8]),
+                (1, 3, vec![11..17]),
             ]
         );
     }
 
     #[test]
     fn runs_are_no_longer_than_the_kernel_takes() {
-        let received = vec![7; 4 * 65_536];
         let frames: Vec<_> = (0..200).map(|i| (i * 1200..(i + 1) * 1200, 1)).collect();
-        let runs = runs(&received, &frames);
-        assert!(
-            runs.iter()
-                .all(|(_, _, bytes)| bytes.len() <= limits::MAX_GSO_BYTES)
-        );
-        assert_eq!(
-            runs.iter().map(|(_, _, bytes)| bytes.len()).sum::<usize>(),
-            240_000
-        );
+        let runs = runs(&frames);
+        let lens: Vec<usize> = runs.iter().map(|(_, _, pieces)| len(pieces)).collect();
+        assert!(lens.iter().all(|len| *len <= limits::MAX_GSO_BYTES));
+        assert_eq!(lens.iter().sum::<usize>(), 240_000);
         assert_eq!(runs.len(), 240_000_usize.div_ceil(54 * 1200));
         let tiny: Vec<_> = (0..200).map(|i| (i * 20..(i + 1) * 20, 1)).collect();
-        assert_eq!(self::runs(&received, &tiny).len(), 4);
+        assert_eq!(self::runs(&tiny).len(), 4);
     }
 
     #[test]
-    fn a_full_scratch_only_costs_more_calls() {
-        let received = vec![7; 65_536];
-        let frames: Vec<_> = (0..600)
-            .map(|i| (i % 2 * 2000..i % 2 * 2000 + 1200, 1))
+    fn with_many_destinations_every_frame_still_is_in_a_run_and_in_order() {
+        let many = LOOK_BACK as u16 * 2;
+        let frames: Vec<_> = (0..600_usize)
+            .map(|i| (i * 2000..i * 2000 + 1200, i as u16 % many))
             .collect();
-        let runs = runs(&received, &frames);
-        assert_eq!(
-            runs.iter().map(|(_, _, bytes)| bytes.len()).sum::<usize>(),
-            600 * 1200
-        );
+        let runs = runs(&frames);
+        for port in 0..many {
+            let sent = runs.iter().filter(|run| run.0 == port);
+            let sent: Vec<_> = sent.flat_map(|run| run.2.clone()).collect();
+            let pushed = frames.iter().filter(|frame| frame.1 == port);
+            assert_eq!(
+                sent,
+                pushed.map(|frame| frame.0.clone()).collect::<Vec<_>>()
+            );
+        }
     }
 }

@@ -1,12 +1,14 @@
 //! The relay's UDP sockets.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use mesh_core::relay::server::Socket;
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Type};
 
@@ -152,6 +154,67 @@ impl Port {
             .sum()
     }
 
+    /// As [`Self::send`], with datagrams that lie in several pieces, each of whole ones but for the last, and that are no
+    /// more than the kernel takes at once.
+    pub(crate) fn gather<'a>(
+        &self,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        pieces: impl Iterator<Item = &'a [u8]> + Clone,
+        segment: usize,
+    ) -> usize {
+        let several = pieces.clone().nth(1).is_some();
+        if several && self.state.max_gso_segments() > 1 {
+            match self.send_pieces(to, from, pieces.clone(), segment) {
+                Ok(()) => return 0,
+                // The kernel or the device does not do it; below, the state notices as well.
+                Err(Errno::EIO | Errno::EINVAL) => {}
+                Err(_) => return pieces.map(|piece| piece.len().div_ceil(segment)).sum(),
+            }
+        }
+        pieces
+            .map(|piece| self.send(to, from, None, piece, segment))
+            .sum()
+    }
+
+    fn send_pieces<'a>(
+        &self,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        pieces: impl Iterator<Item = &'a [u8]>,
+        segment: usize,
+    ) -> Result<(), Errno> {
+        let pieces: Vec<IoSlice<'_>> = pieces.map(IoSlice::new).collect();
+        let segment = u16::try_from(segment).map_err(|_| Errno::EINVAL)?;
+        let (v4, v6);
+        let mut control = vec![ControlMessage::UdpGsoSegments(&segment)];
+        match from {
+            Some(IpAddr::V4(ip)) => {
+                v4 = nix::libc::in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: nix::libc::in_addr {
+                        s_addr: u32::from_ne_bytes(ip.octets()),
+                    },
+                    ipi_addr: nix::libc::in_addr { s_addr: 0 },
+                };
+                control.push(ControlMessage::Ipv4PacketInfo(&v4));
+            }
+            Some(IpAddr::V6(ip)) => {
+                v6 = nix::libc::in6_pktinfo {
+                    ipi6_ifindex: 0,
+                    ipi6_addr: nix::libc::in6_addr {
+                        s6_addr: ip.octets(),
+                    },
+                };
+                control.push(ControlMessage::Ipv6PacketInfo(&v6));
+            }
+            None => {}
+        }
+        let to = SockaddrStorage::from(self.for_kernel(to));
+        let fd = self.socket.as_raw_fd();
+        sendmsg(fd, &pieces, &control, MsgFlags::empty(), Some(&to)).map(drop)
+    }
+
     fn send_burst(
         &self,
         to: SocketAddr,
@@ -264,4 +327,58 @@ fn bind_alt(config: &Config, listeners: &mut [Listener]) -> Result<(), BindError
 fn no_ipv6(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT)
         || error.kind() == io::ErrorKind::AddrNotAvailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gathers `pieces` at `sender` and gives what arrives at a socket on `receiver`, with where it came from.
+    fn gathered(
+        sender: &str,
+        receiver: &str,
+        from: &str,
+        pieces: &[&[u8]],
+    ) -> Vec<(IpAddr, Vec<u8>)> {
+        let port = Port::bind(sender.parse().unwrap(), false).unwrap();
+        let there = UdpSocket::bind(receiver).unwrap();
+        there
+            .set_read_timeout(Some(std::time::Duration::from_secs(10)))
+            .unwrap();
+        let to = there.local_addr().unwrap();
+        let from = Some(from.parse().unwrap());
+        assert_eq!(port.gather(to, from, pieces.iter().copied(), 4), 0);
+        let count: usize = pieces.iter().map(|piece| piece.len().div_ceil(4)).sum();
+        let receive = |_| {
+            let mut buffer = [0; 64];
+            let (len, from) = there.recv_from(&mut buffer).unwrap();
+            (from.ip(), buffer[..len].to_vec())
+        };
+        (0..count).map(receive).collect()
+    }
+
+    #[test]
+    fn pieces_arrive_as_the_datagrams_that_they_are_in_order_and_from_the_right_address() {
+        let pieces: [&[u8]; 3] = [b"aaaabbbb", b"cccc", b"dddde"];
+        let datagrams = ["aaaa", "bbbb", "cccc", "dddd", "e"];
+        for (sender, receiver, from) in [
+            ("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1"),
+            ("0.0.0.0:0", "127.0.0.1:0", "127.0.0.2"),
+            ("[::]:0", "127.0.0.1:0", "127.0.0.2"),
+            ("[::]:0", "[::1]:0", "::1"),
+        ] {
+            let from_ip: IpAddr = from.parse().unwrap();
+            assert_eq!(
+                gathered(sender, receiver, from, &pieces),
+                datagrams.map(|datagram| (from_ip, datagram.as_bytes().to_vec()))
+            );
+        }
+    }
+
+    #[test]
+    fn one_piece_is_sent_as_well() {
+        let arrived = gathered("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1", &[b"aaaab"]);
+        let payloads: Vec<_> = arrived.into_iter().map(|(_, payload)| payload).collect();
+        assert_eq!(payloads, [b"aaaa".to_vec(), b"b".to_vec()]);
+    }
 }

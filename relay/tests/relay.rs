@@ -414,3 +414,30 @@ async fn nobody_answers_at_a_port_without_a_relay() {
     let result = within(host.connect(node(9), silent.local_addr().unwrap())).await;
     assert!(matches!(result, Err(ClientError::NoAnswer)));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_to_two_clients_by_turns_reach_each_in_order() {
+    let relay = TestRelay::open();
+    let mut a = Client::new(&relay, 1).await;
+    let mut others = [Client::new(&relay, 2).await, Client::new(&relay, 3).await];
+    let mut channels = Vec::new();
+    for other in &mut others {
+        channels.push(a.channel_to(other).await);
+    }
+    for number in 0..50_u8 {
+        for (ours, _) in &channels {
+            a.send(*ours, &[number; 40]).await;
+        }
+    }
+    for (other, (_, theirs)) in others.iter_mut().zip(&channels) {
+        for number in 0..50_u8 {
+            let frame = other.host.receive().await;
+            let expected = Frame::Data {
+                channel: *theirs,
+                packet: &[number; 40],
+            };
+            assert_eq!(parse_frame(&frame).unwrap(), expected);
+        }
+    }
+    relay.stop().await;
+}

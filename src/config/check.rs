@@ -114,11 +114,7 @@ fn check_peer_keys(network: &NetworkDraft, report: &mut Report<'_>) {
     let mut seen = BTreeMap::new();
     for peer in &network.peers {
         let Some(key) = &peer.key else { continue };
-        let wireguard = match key.value {
-            PeerKey::Mesh(id) => id.to_wireguard(),
-            PeerKey::WireGuard(key) => key,
-        };
-        match seen.entry(wireguard) {
+        match seen.entry(key.value.to_wireguard()) {
             Entry::Vacant(entry) => {
                 entry.insert((key, peer));
             }

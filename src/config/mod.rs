@@ -106,10 +106,7 @@ pub struct Peer {
 impl Peer {
     /// The peer's X25519 public key.
     pub fn wireguard_key(&self) -> [u8; 32] {
-        match self.key {
-            PeerKey::Mesh(id) => id.to_wireguard(),
-            PeerKey::WireGuard(key) => key,
-        }
+        self.key.to_wireguard()
     }
 }
 

@@ -1,12 +1,12 @@
 //! What goes into the engine and what comes out of it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
-use crate::identity::{Identity, NetworkId, NodeId, RelayUrl};
+use crate::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
 use crate::nat::NatProfile;
 use crate::wire::relay::{ClientMessage, ServerMessage};
 
@@ -58,6 +58,26 @@ pub enum PeerKey {
     Mesh(NodeId),
     /// A stock WireGuard device: its X25519 public key. One path, no control messages.
     WireGuard([u8; 32]),
+}
+
+impl PeerKey {
+    /// The peer's X25519 public key.
+    pub const fn to_wireguard(&self) -> [u8; 32] {
+        match self {
+            Self::Mesh(id) => id.to_wireguard(),
+            Self::WireGuard(key) => *key,
+        }
+    }
+}
+
+impl PeerSetup {
+    /// The derived overlay address in a network; a stock WireGuard peer has none.
+    pub(crate) fn overlay(&self, network: &NetworkId) -> Option<Ipv6Addr> {
+        match &self.key {
+            PeerKey::Mesh(node) => Some(overlay_address(network, node)),
+            PeerKey::WireGuard(_) => None,
+        }
+    }
 }
 
 /// What the shell tells the engine about the relay connection that a [`RelayAction::Dial`] asked for.

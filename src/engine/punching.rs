@@ -34,7 +34,7 @@ impl Engine {
     fn is_polite(&self, index: PeerIndex) -> bool {
         self.peer(index).is_some_and(|peer| {
             let network = self.networks.get(&peer.network);
-            network.is_some_and(|network| network.local.public() > peer.wireguard_key)
+            network.is_some_and(|network| network.local.public() > peer.key.to_wireguard())
         })
     }
 

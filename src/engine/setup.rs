@@ -1,6 +1,6 @@
 //! Networks and peers come and go with the configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::identity::{RelayUrl, overlay_address};
 use crate::limits;
-use crate::peer::{Peer, PeerIndex};
+use crate::peer::{Peer, PeerIndex, prefixes};
 use crate::relay::client::RelayClient;
 use crate::routing::RoutingTable;
 use crate::session::LocalKey;
@@ -196,7 +196,9 @@ impl Engine {
             return;
         };
         network.by_key.insert(peer.key, index);
-        network.by_wireguard_key.insert(peer.wireguard_key, index);
+        network
+            .by_wireguard_key
+            .insert(peer.key.to_wireguard(), index);
         for prefix in peer.prefixes() {
             network.routes.insert(prefix, index);
         }
@@ -259,18 +261,18 @@ fn check(setup: &NetworkSetup) -> Result<(), SetupError> {
     };
     too_many("peers", setup.peers.len(), limits::MAX_PEERS)?;
     too_many("relays", setup.relays.len(), limits::MAX_RELAYS)?;
-    let mut keys = BTreeMap::from([(setup.identity.id().to_wireguard(), "this host".to_owned())]);
-    let mut prefixes = BTreeMap::new();
+    let mut keys = BTreeMap::from([(setup.identity.id().to_wireguard(), None)]);
+    let mut taken = BTreeSet::new();
     for peer in &setup.peers {
-        let probe = Peer::new(PeerIndex(0), NetworkIndex(0), &setup.id, peer.clone());
-        if let Some(other) = keys.insert(probe.wireguard_key, format!("peer {:?}", peer.name)) {
+        if let Some(other) = keys.insert(peer.key.to_wireguard(), Some(&peer.name)) {
+            let other = other.map_or("this host".to_owned(), |name| format!("peer {name:?}"));
             return Err(SetupError::DuplicateKey {
                 name: peer.name.clone(),
                 other,
             });
         }
-        for prefix in probe.prefixes() {
-            if prefixes.insert(prefix.trunc(), ()).is_some() {
+        for prefix in prefixes(peer.overlay(&setup.id), &peer.addresses, &peer.routes) {
+            if !taken.insert(prefix.trunc()) {
                 return Err(SetupError::DuplicatePrefix {
                     name: peer.name.clone(),
                     prefix,

@@ -46,7 +46,7 @@ impl Engine {
         let derived = peer.overlay.map(std::net::IpAddr::from);
         PeerStatus {
             key: peer.key,
-            wireguard_key: peer.wireguard_key,
+            wireguard_key: peer.key.to_wireguard(),
             name: peer.name.clone(),
             addresses: derived
                 .into_iter()

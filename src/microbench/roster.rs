@@ -44,8 +44,7 @@ impl Roster {
         Self::of(peers, |number| PeerKey::Mesh(identity(number).id()))
     }
 
-    /// `peers` stock WireGuard devices with an IPv4 address each. Their keys need no arithmetic, which is nearly all of
-    /// the work for mesh peers.
+    /// `peers` stock WireGuard devices with an IPv4 address each: no derived address, and no ID to make a key of.
     pub fn stock(peers: u32) -> Self {
         let mut rng = Random::from_seed([5; 32]);
         Self::of(peers, |_| PeerKey::WireGuard(rng.bytes()))

@@ -126,7 +126,7 @@ fn transport_sum(packet: &[u8], network: usize) -> u16 {
 fn check(frame: &Frame) {
     let segments = segments(&frame.bytes());
     let (network, headers) = (frame.network(), frame.headers());
-    let mut payload = Vec::new();
+    let mut payload: Vec<u8> = Vec::new();
     for (at, segment) in segments.iter().enumerate() {
         let last = at + 1 == segments.len();
         assert!(segment.len() == headers + frame.size || last && segment.len() > headers);

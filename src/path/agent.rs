@@ -38,6 +38,9 @@ pub(crate) struct PathSet {
 }
 
 impl PathSet {
+    /// What all paths of a peer take at most.
+    pub(crate) const MOST_BYTES: usize = limits::MAX_PATHS * size_of::<Path>();
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Path> {
         self.paths.iter()
     }

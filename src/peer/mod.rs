@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use self::handshake::Handshake;
 use self::queue::PacketQueue;
 use crate::engine::{NetworkIndex, PeerKey, PeerSetup, PeerState};
-use crate::identity::{NetworkId, NodeId, overlay_address};
+use crate::identity::{NetworkId, NodeId};
 use crate::limits;
 use crate::nat::punch::Punch;
 use crate::path::PathKey;
@@ -121,12 +121,21 @@ pub(crate) struct PendingPing {
     pub(crate) sent: bool,
 }
 
+/// What one peer takes at most: each part with its own bound, all of them together. What the configuration gives it, its
+/// routes above all, is bounded there.
+const MOST_BYTES: usize = size_of::<Peer>()
+    + Session::MOST_BYTES
+    + limits::QUEUED_PACKETS * (size_of::<Vec<u8>>() + limits::MAX_DATAGRAM)
+    + PathSet::MOST_BYTES
+    + limits::MAX_CANDIDATES * size_of::<SocketAddr>()
+    + limits::MAX_PINGS * size_of::<PendingPing>();
+const _: () = assert!(MOST_BYTES <= limits::PEER_BYTES);
+
 /// One peer of one network.
 pub(crate) struct Peer {
     pub(crate) index: PeerIndex,
     pub(crate) network: NetworkIndex,
     pub(crate) key: PeerKey,
-    pub(crate) wireguard_key: [u8; 32],
     pub(crate) name: String,
     /// The derived overlay address; a stock WireGuard peer has none.
     pub(crate) overlay: Option<Ipv6Addr>,
@@ -166,17 +175,12 @@ impl Peer {
         id: &NetworkId,
         setup: PeerSetup,
     ) -> Self {
-        let (wireguard_key, overlay) = match &setup.key {
-            PeerKey::Mesh(node) => (node.to_wireguard(), Some(overlay_address(id, node))),
-            PeerKey::WireGuard(key) => (*key, None),
-        };
         Self {
             index,
             network,
             key: setup.key,
-            wireguard_key,
+            overlay: setup.overlay(id),
             name: setup.name,
-            overlay,
             addresses: setup.addresses,
             routes: setup.routes,
             endpoints: setup.endpoints,
@@ -226,15 +230,7 @@ impl Peer {
 
     /// Every prefix that belongs to it: addresses as host prefixes, and its routes.
     pub(crate) fn prefixes(&self) -> Vec<IpNet> {
-        let hosts = self
-            .overlay
-            .map(IpAddr::from)
-            .into_iter()
-            .chain(self.addresses.iter().copied());
-        hosts
-            .map(IpNet::from)
-            .chain(self.routes.iter().copied())
-            .collect()
+        prefixes(self.overlay, &self.addresses, &self.routes).collect()
     }
 
     pub(crate) fn session(&mut self) -> Option<&mut Session> {
@@ -245,7 +241,8 @@ impl Peer {
     pub(crate) fn session_or_new(&mut self, local: &LocalKey) -> Option<&mut Session> {
         if self.session.is_none() {
             let psk = self.psk.as_deref();
-            self.session = Session::new(local, self.index, self.wireguard_key, psk).map(Box::new);
+            self.session =
+                Session::new(local, self.index, self.key.to_wireguard(), psk).map(Box::new);
         }
         self.session()
     }
@@ -307,4 +304,15 @@ impl Peer {
             .flatten()
             .min()
     }
+}
+
+/// The prefixes of a peer with this derived address, these other addresses and these routes.
+pub(crate) fn prefixes(
+    overlay: Option<Ipv6Addr>,
+    addresses: &[IpAddr],
+    routes: &[IpNet],
+) -> impl Iterator<Item = IpNet> {
+    let hosts = overlay.map(IpAddr::from).into_iter();
+    let hosts = hosts.chain(addresses.iter().copied());
+    hosts.map(IpNet::from).chain(routes.iter().copied())
 }

@@ -39,7 +39,7 @@ fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> Secret {
         *pad ^= key;
     }
     let mut state = Blake2s256::new();
-    blake2::Digest::update(&mut state, &*pad);
+    blake2::Digest::update(&mut state, *pad);
     for part in parts {
         blake2::Digest::update(&mut state, part);
     }

@@ -13,7 +13,7 @@ use crate::rng::Random;
 pub(crate) struct Indices(HashMap<u32, PeerIndex, BuildHasherDefault<AsIs>>);
 
 impl Indices {
-    /// A number that no session has. The table is bounded by the peers' sessions: `limits::SESSIONS_PER_PEER` each.
+    /// A number that no session has. The table is bounded by the peers' handshakes and sessions.
     pub(super) fn allocate(&mut self, peer: PeerIndex, rng: &mut Random) -> u32 {
         loop {
             let index = rng.u64() as u32;

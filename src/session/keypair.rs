@@ -45,6 +45,10 @@ pub(crate) struct Sealing<'a> {
 }
 
 impl Keypair {
+    /// With its two keys and the largest window.
+    pub(super) const MOST_BYTES: usize =
+        size_of::<Self>() + 2 * (size_of::<Key>() + 16) + ReplayWindow::MOST_BYTES;
+
     pub(super) fn new(
         local: u32,
         remote: u32,

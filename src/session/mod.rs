@@ -130,6 +130,11 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// What a session takes at most, with keys and replay windows of every generation.
+    pub(crate) const MOST_BYTES: usize = size_of::<Self>()
+        + limits::HANDSHAKES_IN_FLIGHT * size_of::<InFlight>()
+        + (limits::UNCONFIRMED_SESSIONS + 2) * Keypair::MOST_BYTES;
+
     /// A session without keys; `None` for a peer's key with which no secret can be agreed.
     pub(crate) fn new(
         local: &LocalKey,

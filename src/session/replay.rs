@@ -20,6 +20,10 @@ pub(super) struct ReplayWindow {
 }
 
 impl ReplayWindow {
+    /// The largest bitmap.
+    pub(super) const MOST_BYTES: usize =
+        words(limits::REPLAY_WINDOWS[limits::REPLAY_WINDOWS.len() - 1]) * size_of::<u64>();
+
     pub(super) fn new() -> Self {
         Self {
             bitmap: vec![0; words(limits::REPLAY_WINDOWS[0])].into_boxed_slice(),
@@ -142,7 +146,7 @@ mod tests {
         let mut window = ReplayWindow::new();
         let late = LARGE * 5;
         for counter in 0..LARGE * 6 {
-            assert_eq!(window.accept(counter), true);
+            assert!(window.accept(counter));
             if counter == late {
                 break;
             }

@@ -28,9 +28,9 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) quick: bool,
 
-    /// Also meshd with other ciphers; says nothing unless meshd was built to be told which
+    /// Also meshd with ring's cipher, and with none; a whole run has them anyway
     #[arg(long)]
-    pub(crate) variants: bool,
+    variants: bool,
 
     /// Write docs/benchmarks.md, .json and .svg
     #[arg(long)]
@@ -105,6 +105,11 @@ impl Args {
     pub(crate) fn unknown<'a>(&'a self, known: &[String]) -> Option<&'a str> {
         let mut names = self.contenders.iter();
         names.find(|name| !known.contains(name)).map(String::as_str)
+    }
+
+    /// True when meshd is also to be measured with other ciphers.
+    pub(crate) fn variants(&self) -> bool {
+        self.variants || self.complete()
     }
 
     /// True when everything is measured, so that a promise left unmeasured is a promise not kept.

@@ -55,10 +55,9 @@ pub(crate) const CASES: [(&str, fn()); 23] = [
 const MANY: usize = 10_000;
 /// And what takes thousands.
 const SOME: usize = 200;
-/// Peers in a network: the work grows with them, so that the benchmark's 10,000 would show no more. Stock devices cost no
-/// arithmetic there.
+/// Peers in a network: the work grows with them, so that the benchmark's 10,000 would show no more.
 const ROSTER: u32 = 2_000;
-/// And peers whose keys are points of a curve: all but a twentieth of their work is arithmetic on that.
+/// And peers with IDs: checking that one is a point of a curve takes as long as a hundred lines of configuration.
 const FEW: u32 = 500;
 
 /// Does `work` so many `times` and has that counted. Each time has to yield `each`, or the count would mean nothing.

@@ -415,7 +415,7 @@ mod tests {
             |_, payload| v6(udp(payload)),
         ];
         for make in makes {
-            let mut buffers: Vec<_> = in_order(&payloads, make)
+            let buffers: Vec<_> = in_order(&payloads, make)
                 .iter()
                 .map(Packet::buffer)
                 .collect();
@@ -457,7 +457,7 @@ mod tests {
 
     #[test]
     fn more_flows_than_are_kept_lose_nothing() {
-        let mut buffers: Vec<_> = (0..60_u16)
+        let buffers: Vec<_> = (0..60_u16)
             .map(|i| {
                 let port = i % 20;
                 let packet = Packet {
@@ -554,7 +554,7 @@ mod tests {
         fragment[HEADROOM + 6] = 0x20;
         let mut icmp = tcp(0, &[1; 100]).buffer();
         icmp[HEADROOM + 9] = 1;
-        let mut buffers = [fragment.clone(), fragment, icmp.clone(), icmp];
+        let buffers = [fragment.clone(), fragment, icmp.clone(), icmp];
         let expected: Vec<_> = buffers.iter().map(|b| b[HEADROOM..].to_vec()).collect();
         let writes = written(&buffers);
         let packets: Vec<_> = writes.iter().flat_map(|write| segmented(write)).collect();
@@ -563,7 +563,7 @@ mod tests {
 
     #[test]
     fn a_refused_super_packet_is_written_in_parts() {
-        let mut buffers: Vec<_> = (0..5_u32)
+        let buffers: Vec<_> = (0..5_u32)
             .map(|i| tcp(i * 100, &[i as u8; 100]).buffer())
             .collect();
         let expected: Vec<_> = buffers.iter().map(|b| b[HEADROOM..].to_vec()).collect();
@@ -607,7 +607,7 @@ mod tests {
             ((state >> 33) as usize) % below
         };
         for _ in 0..20_000 {
-            let mut buffers: Vec<_> = (0..1 + random(6) as u32)
+            let buffers: Vec<_> = (0..1 + random(6) as u32)
                 .map(|i| {
                     let payload = vec![0; random(30)];
                     let mut packet = if random(2) == 0 {

@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use super::*;
 use crate::relays::RelayDialer;
 use crate::sockets::Family;
+use crate::tuning::Tuning;
 
 const NETWORK: NetworkIndex = NetworkIndex(9);
 
@@ -97,7 +98,8 @@ struct Host {
 impl Host {
     fn new(namespace: Namespace, seed: u8) -> Self {
         let sockets = namespace.enter(|| Arc::new(Sockets::bind(41_820).unwrap()));
-        let started = DataPlane::start([seed; 32], Arc::clone(&sockets)).unwrap();
+        let started =
+            DataPlane::start([seed; 32], Arc::clone(&sockets), Tuning::default()).unwrap();
         Self {
             namespace,
             sockets,
@@ -358,7 +360,7 @@ async fn an_index_in_use_is_refused_and_the_network_stays() {
 fn start() -> (Started, SocketAddr) {
     let sockets = Arc::new(Sockets::bind(0).unwrap());
     let port = sockets.port(Family::V4).unwrap();
-    let started = DataPlane::start([0; 32], sockets).unwrap();
+    let started = DataPlane::start([0; 32], sockets, Tuning::default()).unwrap();
     (started, (Ipv4Addr::LOCALHOST, port).into())
 }
 

@@ -82,7 +82,7 @@ pub(crate) fn all(args: &Args) -> Vec<Contender> {
     let mut all = vec![];
     if args.direct() {
         all.extend([Contender::Raw, Contender::Mesh(mesh::PLAIN)]);
-        if args.variants {
+        if args.variants() {
             all.extend(mesh::VARIANTS.map(Contender::Mesh));
         }
         all.extend([

@@ -77,7 +77,8 @@ fn relay(lab: &Lab, ns: &Namespace) -> Result<Relay> {
     let dir = lab.dir().join("relay");
     std::fs::create_dir_all(&dir)?;
     let (config, state) = (dir.join("relay.toml"), dir.join("state"));
-    std::fs::write(&config, "access = \"open\"\n")?;
+    // Without a limit in the way: the default, 100 Mbit/s a client, is what would be measured.
+    std::fs::write(&config, "access = \"open\"\nrate_limit = \"100 Gbit/s\"\n")?;
     let binary = Lab::binary("mesh-relay")?;
     let command = || {
         let mut command = ns.command(&binary);
