@@ -11,6 +11,7 @@ AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
 
 .DEFAULT_GOAL := help
 .PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-no-cipher bench-scale bench-tools fmt lint deny setup
+.PHONY: test-instructions lint-instructions bench-micro
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -27,7 +28,7 @@ demo: ## two hosts behind two NATs: first relayed, then direct
 	@$(CARGO) build --release --locked -p mesh-tests --bin mesh-demo
 	@$(SUDO) $(TARGET_DIR)/release/mesh-demo
 
-test: setup lint test-unit test-sim test-lab ## everything that CI runs
+test: setup lint test-unit test-sim test-instructions test-lab ## everything that CI runs
 
 setup:
 	@tests/setup.sh build test
@@ -84,6 +85,21 @@ bench-scale: ## what a relay forwards, and what peers cost (root); SCALE="relay 
 	@$(MAKE) --no-print-directory release
 	@$(CARGO) build --release --locked -p mesh-tests --features scale --bin mesh-bench-scale
 	@$(SUDO) $(TARGET_DIR)/release/mesh-bench-scale $(SCALE)
+
+bench-micro: ## what the parts of the core cost, each alone; MICRO="seal" and other options of criterion
+	$(CARGO) bench --locked -p mesh-core --bench micro -- $(MICRO)
+
+# The core comes without its cipher here, so in the directory of `bench-no-cipher`.
+INSTRUCTIONS := --locked -p mesh-tests --features instructions --bin mesh-instructions
+
+test-instructions: setup ## instructions of the core's hot paths against their baseline; ACCEPT=1 makes a new one
+	$(CARGO) build --release --target-dir $(TARGET_DIR)/no-cipher $(INSTRUCTIONS)
+	@$(TARGET_DIR)/no-cipher/release/mesh-instructions $(if $(ACCEPT),--accept)
+
+# What only this build has.
+lint: lint-instructions
+lint-instructions:
+	$(CARGO) clippy $(INSTRUCTIONS) -- -D warnings
 
 deny: ## licences, advisories and bans of all dependencies (cargo-deny)
 	$(CARGO) deny check

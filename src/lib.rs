@@ -9,6 +9,8 @@ pub mod config;
 pub mod engine;
 pub mod identity;
 pub mod limits;
+#[doc(hidden)]
+pub mod microbench;
 pub mod nat;
 pub mod offload;
 mod path;

@@ -28,6 +28,7 @@ ip iproute2
 nft nftables
 ping iputils-ping
 dbus-daemon dbus-daemon
+valgrind valgrind
 wireguard-go wireguard-go
 wg wireguard-tools
 LIST
