@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::Engine;
 use crate::batch::{Batches, Inbox};
 use crate::path::PathKey;
-use crate::peer::PeerIndex;
+use crate::peer::{Peer, PeerIndex};
 use crate::session::cipher::{self, Job, Key, MAX_JOBS, TAG};
-use crate::session::{HEADER, counter, number};
+use crate::session::{HEADER, Kernel, counter, number};
 use crate::time::Instant;
 use crate::wire::control::NEXT_HEADER;
 use crate::wire::ip::IpHeader;
@@ -116,7 +116,7 @@ impl Engine {
             let message = &inbox.storage[start..end];
             let fresh = counter(message).is_some_and(|counter| {
                 let peer = self.peers.get_mut(index.0 as usize);
-                peer.and_then(crate::peer::Peer::session)
+                peer.and_then(Peer::session)
                     .is_some_and(|keys| keys.accept(session.receiver, counter))
             });
             if !fresh {
@@ -142,10 +142,7 @@ impl Engine {
             return;
         }
         let Self { peers, indices, .. } = self;
-        if let Some(keys) = peers
-            .get_mut(index.0 as usize)
-            .and_then(crate::peer::Peer::session)
-        {
+        if let Some(keys) = peers.get_mut(index.0 as usize).and_then(Peer::session) {
             keys.received(now, session.receiver, arrived.user, indices);
         }
         self.authenticated(
@@ -214,12 +211,7 @@ struct Arrived {
 }
 
 /// Opens messages in place; a bit for each that authenticates.
-fn open_all(
-    kernel: crate::session::Kernel,
-    key: &Key,
-    messages: &[(usize, usize)],
-    storage: &mut [u8],
-) -> u64 {
+fn open_all(kernel: Kernel, key: &Key, messages: &[(usize, usize)], storage: &mut [u8]) -> u64 {
     let mut jobs: [Job<'_>; MAX_JOBS] = std::array::from_fn(|_| Job::default());
     let (mut rest, mut offset) = (storage, 0);
     for (job, &(start, end)) in jobs.iter_mut().zip(messages) {

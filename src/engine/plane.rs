@@ -268,14 +268,8 @@ impl Engine {
         for network in networks.values_mut() {
             let introduction = match network.local.admit(arrival.source, message, now, rng) {
                 Ok(Admitted::Initiation(introduction)) => introduction,
-                Ok(Admitted::Cookie(reply)) => {
-                    self.drops.rate_limited += 1;
-                    return self.send_cookie(arrival, &reply);
-                }
-                Err(Refused::Overloaded) => {
-                    self.drops.rate_limited += 1;
-                    return;
-                }
+                Ok(Admitted::Cookie(reply)) => return self.turn_away(arrival, Some(&reply)),
+                Err(Refused::Overloaded) => return self.turn_away(arrival, None),
                 Ok(Admitted::Response) | Err(Refused::NotOurs) => continue,
             };
             let Some(index) = network.by_wireguard_key.get(&introduction.remote).copied() else {
@@ -340,14 +334,8 @@ impl Engine {
         };
         match network.local.admit(arrival.source, message, now, rng) {
             Ok(Admitted::Response) => {}
-            Ok(Admitted::Cookie(reply)) => {
-                self.drops.rate_limited += 1;
-                return self.send_cookie(arrival, &reply);
-            }
-            Err(Refused::Overloaded) => {
-                self.drops.rate_limited += 1;
-                return;
-            }
+            Ok(Admitted::Cookie(reply)) => return self.turn_away(arrival, Some(&reply)),
+            Err(Refused::Overloaded) => return self.turn_away(arrival, None),
             _ => {
                 self.drops.unauthentic += 1;
                 return;
@@ -386,6 +374,14 @@ impl Engine {
             HandshakeError::Replayed => self.drops.replayed += 1,
             HandshakeError::Unknown => self.drops.unknown_session += 1,
             HandshakeError::Unauthentic => self.drops.unauthentic += 1,
+        }
+    }
+
+    /// There are too many handshakes; a cookie is how this one gets in next time.
+    fn turn_away(&mut self, arrival: Arrival, cookie: Option<&[u8; 64]>) {
+        self.drops.rate_limited += 1;
+        if let Some(cookie) = cookie {
+            self.send_cookie(arrival, cookie);
         }
     }
 
