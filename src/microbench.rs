@@ -90,7 +90,7 @@ impl Paths {
         for at in 0..count {
             let key = match at {
                 0 => PathKey::Relay(RelayHandle(0)),
-                _ => PathKey::Direct(([192, 0, 2, 1], at).into()),
+                _ => PathKey::direct(([192, 0, 2, 1], at).into()),
             };
             let Some(path) = set.get_or_add(key, NOW) else {
                 continue;

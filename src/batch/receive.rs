@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use crate::engine::NetworkIndex;
+use crate::engine::{NetworkIndex, SocketId};
 use crate::limits;
 
 /// Datagrams of one size from one sender, as the kernel coalesced them; the last may be shorter.
@@ -27,6 +27,7 @@ struct Packet {
 /// `virtio_net_hdr`.
 #[derive(Debug)]
 pub struct ReceiveBatch {
+    socket: SocketId,
     storage: Vec<u8>,
     messages: Vec<Message>,
     /// As many as there are datagrams at most.
@@ -50,6 +51,7 @@ impl ReceiveBatch {
     /// Room for `messages` messages of [`limits::MESSAGE_BYTES`].
     pub fn new(messages: usize) -> Self {
         Self {
+            socket: SocketId::MESH,
             storage: vec![0; messages * limits::MESSAGE_BYTES],
             messages: Vec::with_capacity(messages),
             packets: Vec::new(),
@@ -57,8 +59,9 @@ impl ReceiveBatch {
     }
 
     /// One message that was received elsewhere: `stride` bytes for each datagram, the last may be shorter.
-    pub fn of(remote: SocketAddr, data: &[u8], stride: usize) -> Self {
+    pub fn of(socket: SocketId, remote: SocketAddr, data: &[u8], stride: usize) -> Self {
         let mut batch = Self {
+            socket,
             storage: data.to_vec(),
             messages: Vec::new(),
             packets: Vec::new(),
@@ -71,8 +74,9 @@ impl ReceiveBatch {
         batch
     }
 
-    /// The buffers to receive into, [`limits::MESSAGE_BYTES`] each. What was received before is forgotten.
-    pub fn buffers(&mut self) -> impl Iterator<Item = &mut [u8]> {
+    /// The buffers to receive into from `socket`, [`limits::MESSAGE_BYTES`] each. What was received before is forgotten.
+    pub fn buffers(&mut self, socket: SocketId) -> impl Iterator<Item = &mut [u8]> {
+        self.socket = socket;
         self.messages.clear();
         self.packets.clear();
         self.storage.chunks_mut(limits::MESSAGE_BYTES)
@@ -90,6 +94,11 @@ impl ReceiveBatch {
                 stride,
             });
         }
+    }
+
+    /// Which of our sockets it was received by.
+    pub(crate) fn socket(&self) -> SocketId {
+        self.socket
     }
 
     /// How many datagrams were received.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::engine::SocketId;
 use crate::limits;
 use crate::path::Route;
 use crate::session::cipher::{self, Job, Key};
@@ -13,6 +14,8 @@ use crate::wire::relay::{FRAME_HEADER, write_data_header};
 /// Consecutive datagrams of one size to one destination; the last of them may be shorter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
+    /// Which of our sockets the datagrams leave from.
+    pub socket: SocketId,
     /// Where the datagrams go.
     pub remote: SocketAddr,
     /// Size of each datagram but the last, in bytes.
@@ -110,7 +113,7 @@ impl SendBatch {
             counter,
             key,
         });
-        self.commit(route.remote, size);
+        self.commit(route, size);
         if self.pending.len() >= AT_ONCE {
             self.seal();
         }
@@ -125,13 +128,14 @@ impl SendBatch {
     }
 
     /// Enters the next `len` bytes as one datagram.
-    fn commit(&mut self, remote: SocketAddr, len: usize) {
+    fn commit(&mut self, route: Route, len: usize) {
         let start = self.used;
         self.used += len;
         if let Some(run) = self.runs.last_mut() {
             let total = run.range.len();
             let whole = total % run.segment == 0;
-            if run.remote == remote
+            if run.remote == route.remote
+                && run.socket == route.socket
                 && whole
                 && len <= run.segment
                 && total + len <= limits::MAX_GSO_BYTES
@@ -142,7 +146,8 @@ impl SendBatch {
             }
         }
         self.runs.push(Run {
-            remote,
+            socket: route.socket,
+            remote: route.remote,
             segment: len,
             range: start..self.used,
         });

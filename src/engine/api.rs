@@ -14,6 +14,15 @@ use crate::wire::relay::{ClientMessage, ServerMessage};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NetworkIndex(pub u16);
 
+/// Names one of our UDP sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketId(pub u16);
+
+impl SocketId {
+    /// The one on the configured port, which relays and peers know; it is there for as long as the engine.
+    pub const MESH: Self = Self(0);
+}
+
 /// Names a relay connection: one relay of one network. Chosen by the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelayHandle(pub u32);
@@ -116,8 +125,10 @@ pub enum RelayAction {
 /// Something that the shell has to do; drained by `Engine::poll_output` after every input.
 #[derive(Debug)]
 pub enum Output {
-    /// Send one datagram from the mesh socket. Bulk data goes through [`crate::batch::SendBatch`] instead.
+    /// Send one datagram. Bulk data goes through [`crate::batch::SendBatch`] instead.
     Datagram {
+        /// From which of our sockets.
+        socket: SocketId,
         /// Where it goes.
         remote: SocketAddr,
         /// IP TTL or hop limit for this datagram alone; `None` for the host's default.

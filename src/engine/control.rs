@@ -139,7 +139,9 @@ impl Engine {
         let Some(peer) = self.peer_mut(index) else {
             return;
         };
-        let PathKey::Direct(remote) = key else { return };
+        let PathKey::Direct(_, remote) = key else {
+            return;
+        };
         let wanted = peer.hello.instance.is_some() && !peer.paths.has_usable_direct(now);
         if !wanted || !peer.punching.may_check(now) {
             return;

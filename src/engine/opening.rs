@@ -78,7 +78,7 @@ impl Engine {
             .and_then(|index| self.peer(index));
         let open = peer.and_then(|peer| {
             // Relays carry nothing for stock WireGuard peers: someone replays there.
-            let allowed = peer.node_id().is_some() || matches!(path, PathKey::Direct(_));
+            let allowed = peer.node_id().is_some() || matches!(path, PathKey::Direct(..));
             let key = peer.keys().filter(|_| allowed)?.opening(now, receiver)?;
             Some((peer.index, Arc::clone(key)))
         });

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 
 use super::opening::Group;
-use super::{Engine, NetworkIndex, Output, RelayAction};
+use super::{Engine, NetworkIndex, Output, RelayAction, SocketId};
 use crate::batch::{Batches, Inbox, ReceiveBatch, SendBatch};
 use crate::identity::{NodeId, overlay_address};
 use crate::offload::SuperPacket;
@@ -41,6 +41,7 @@ enum Datagram {
 impl Engine {
     /// Takes what one receive brought. The inner packets stay where they are; see [`ReceiveBatch::write`].
     pub fn handle_udp(&mut self, now: Instant, received: &mut ReceiveBatch, out: &mut Batches) {
+        let socket = received.socket();
         let (messages, mut inbox) = received.split();
         let mut group = Group::default();
         for message in messages {
@@ -50,7 +51,7 @@ impl Engine {
             while start < message.range.end {
                 let end = message.range.end.min(start + message.stride.max(1));
                 let datagram = &inbox.storage[start..end];
-                match self.tell(now, message.remote, datagram, &mut channel, out) {
+                match self.tell(now, (socket, message.remote), datagram, &mut channel, out) {
                     Datagram::Done => {}
                     Datagram::WireGuard(arrival, offset) => {
                         let range = start + offset..end;
@@ -71,7 +72,7 @@ impl Engine {
     fn tell(
         &mut self,
         now: Instant,
-        remote: SocketAddr,
+        (socket, remote): (SocketId, SocketAddr),
         datagram: &[u8],
         channel: &mut Option<(u32, Arrival)>,
         out: &mut Batches,
@@ -79,7 +80,7 @@ impl Engine {
         match classify(datagram) {
             Protocol::WireGuard => {
                 let arrival = Arrival {
-                    path: PathKey::Direct(remote),
+                    path: PathKey::Direct(socket, remote),
                     source: remote,
                     sender: None,
                 };
@@ -220,7 +221,7 @@ impl Engine {
             source: (overlay_address(&network.id, &from), 0).into(),
             sender: Some(from),
         };
-        let mut received = ReceiveBatch::of(arrival.source, &packet, packet.len());
+        let mut received = ReceiveBatch::of(SocketId::MESH, arrival.source, &packet, packet.len());
         let (_, mut inbox) = received.split();
         let mut group = Group::default();
         self.handle_wireguard(now, arrival, 0..packet.len(), &mut group, &inbox, out);
@@ -389,7 +390,8 @@ impl Engine {
     fn send_cookie(&mut self, arrival: Arrival, reply: &[u8; 64]) {
         let packet = reply.to_vec();
         let output = match (arrival.path, arrival.sender) {
-            (PathKey::Direct(remote), _) => Output::Datagram {
+            (PathKey::Direct(socket, remote), _) => Output::Datagram {
+                socket,
                 remote,
                 ttl: None,
                 payload: packet,
@@ -430,9 +432,10 @@ impl Engine {
             return false;
         };
         match key {
-            PathKey::Direct(remote) => {
+            PathKey::Direct(socket, remote) => {
                 let payload = sealed;
                 self.outputs.push_back(Output::Datagram {
+                    socket,
                     remote,
                     ttl,
                     payload,
@@ -441,6 +444,7 @@ impl Engine {
             }
             PathKey::Relay(relay) => match peer.paths.get(key).and_then(crate::path::Path::route) {
                 Some(Route {
+                    socket,
                     remote,
                     channel: Some(channel),
                 }) => {
@@ -449,6 +453,7 @@ impl Engine {
                     payload.extend_from_slice(&sealed);
                     let ttl = None;
                     self.outputs.push_back(Output::Datagram {
+                        socket,
                         remote,
                         ttl,
                         payload,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Engine, PeerIndex};
+use super::{Engine, PeerIndex, SocketId};
 use crate::limits;
 use crate::nat::punch::{Punch, Step, retry_after};
 use crate::path::candidates::is_acceptable;
@@ -129,7 +129,7 @@ impl Engine {
         let mut targets = peer.candidates.clone();
         targets.extend(peer.endpoints.iter().take(limits::MAX_ENDPOINTS));
         for path in peer.paths.iter() {
-            if let PathKey::Direct(remote) = path.key
+            if let PathKey::Direct(SocketId::MESH, remote) = path.key
                 && path.is_proven(now)
             {
                 targets.push(remote);
@@ -181,7 +181,7 @@ impl Engine {
             self.send_control(
                 now,
                 index,
-                Some(PathKey::Direct(*target)),
+                Some(PathKey::direct(*target)),
                 &opener,
                 Some(ttl),
             );
@@ -190,7 +190,7 @@ impl Engine {
 
     fn probe_targets(&mut self, now: Instant, index: PeerIndex, targets: &[SocketAddr]) {
         for target in targets {
-            let key = PathKey::Direct(*target);
+            let key = PathKey::direct(*target);
             let Some(peer) = self.peer_mut(index) else {
                 return;
             };

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Engine, Event, NetworkIndex, Output, RelayAction, RelayEvent, RelayHandle};
+use super::{Engine, Event, NetworkIndex, Output, RelayAction, RelayEvent, RelayHandle, SocketId};
 use crate::batch::Batches;
 use crate::identity::NodeId;
 use crate::nat::NatProfile;
@@ -328,6 +328,7 @@ impl Engine {
         for (remote, payload) in requests {
             let ttl = None;
             self.outputs.push_back(Output::Datagram {
+                socket: SocketId::MESH,
                 remote,
                 ttl,
                 payload,

@@ -139,7 +139,7 @@ impl Engine {
                 continue;
             }
             match key {
-                PathKey::Direct(_) => {
+                PathKey::Direct(..) => {
                     self.transmit(index, key, message.to_vec(), None);
                 }
                 PathKey::Relay(relay) => {
@@ -164,12 +164,12 @@ impl Engine {
         let mut keys: Vec<PathKey> = Vec::new();
         let current = peer.paths.current().filter(|path| path.is_usable(now));
         keys.extend(current.map(|path| path.key));
-        let direct = matches!(keys.first(), Some(PathKey::Direct(_)));
+        let direct = matches!(keys.first(), Some(PathKey::Direct(..)));
         if first && direct {
             return keys;
         }
         let endpoints = peer.endpoints.iter().take(limits::MAX_ENDPOINTS);
-        keys.extend(endpoints.map(|endpoint| PathKey::Direct(*endpoint)));
+        keys.extend(endpoints.map(|endpoint| PathKey::direct(*endpoint)));
         let lately = peer.paths.iter().filter(|path| path.is_proven(now));
         keys.extend(lately.map(|path| path.key));
         // A stock WireGuard peer, or one that no relay reaches, may be just where it was last.
@@ -210,7 +210,7 @@ impl Engine {
             return;
         }
         match key {
-            PathKey::Direct(_) => {
+            PathKey::Direct(..) => {
                 // The initiation's other copies are refused as replays. If nothing gets back on this way, which won by
                 // being the shortest, the answer would be lost on every attempt.
                 let home = if path.is_proven(now) {
@@ -383,7 +383,7 @@ impl Engine {
         };
         let ping = peer.pings.swap_remove(at);
         let via = match key {
-            PathKey::Direct(remote) => remote.to_string(),
+            PathKey::Direct(_, remote) => remote.to_string(),
             PathKey::Relay(relay) => self.relays.get(&relay).map_or_else(String::new, |relay| {
                 format!("{}:{}", relay.url.host, relay.url.port)
             }),
@@ -442,7 +442,7 @@ impl Engine {
             return;
         };
         match change.to {
-            Some(PathKey::Direct(_)) => {
+            Some(PathKey::Direct(..)) => {
                 peer.punching.failed = 0;
                 peer.punching.next = None;
             }
@@ -467,7 +467,7 @@ impl Engine {
     pub(super) fn path_status(&self, now: Instant, peer: &Peer) -> Option<PathStatus> {
         let path = peer.paths.current()?;
         let relay = match path.key {
-            PathKey::Direct(_) => None,
+            PathKey::Direct(..) => None,
             PathKey::Relay(relay) => Some(self.relays.get(&relay)?.url.clone()),
         };
         Some(PathStatus {

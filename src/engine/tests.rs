@@ -149,6 +149,7 @@ impl Pair {
         while let Some(output) = self.hosts[at].engine.poll_output() {
             match output {
                 Output::Datagram {
+                    socket: _,
                     remote,
                     ttl: None,
                     payload,
@@ -242,7 +243,7 @@ impl Pair {
     fn deliver(&mut self, to: usize, from: SocketAddr, payload: &[u8]) {
         let now = self.now;
         let host = &mut self.hosts[to];
-        let mut received = ReceiveBatch::of(from, payload, payload.len());
+        let mut received = ReceiveBatch::of(SocketId::MESH, from, payload, payload.len());
         host.engine
             .handle_udp(now, &mut received, &mut host.batches);
         received.write(|_, storage, ranges| {
@@ -507,7 +508,7 @@ fn random_datagrams_change_nothing_and_are_counted() {
         let now = pair.now;
         let from = SocketAddr::from(([192, 0, 2, 1], 9));
         let host = &mut pair.hosts[0];
-        let mut received = ReceiveBatch::of(from, &bytes, bytes.len());
+        let mut received = ReceiveBatch::of(SocketId::MESH, from, &bytes, bytes.len());
         host.engine
             .handle_udp(now, &mut received, &mut host.batches);
         assert!(host.engine.poll_output().is_none());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::NOW;
 use super::roster::{identity, setup};
 use crate::batch::{Batches, ReceiveBatch};
-use crate::engine::{Engine, HostAddress, NetworkIndex, Output, PeerKey, PeerSetup};
+use crate::engine::{Engine, HostAddress, NetworkIndex, Output, PeerKey, PeerSetup, SocketId};
 use crate::identity::overlay_address;
 use crate::limits;
 use crate::offload::{SuperPacket, VIRTIO_NET_HDR};
@@ -116,8 +116,12 @@ impl Tunnel {
             for at in 0..2 {
                 for datagram in self.ends[at].outgoing() {
                     quiet = false;
-                    let mut received =
-                        ReceiveBatch::of(self.ends[at].address, &datagram, datagram.len());
+                    let mut received = ReceiveBatch::of(
+                        SocketId::MESH,
+                        self.ends[at].address,
+                        &datagram,
+                        datagram.len(),
+                    );
                     let to = &mut self.ends[1 - at];
                     to.engine
                         .handle_udp(self.now, &mut received, &mut to.batches);
@@ -197,7 +201,7 @@ impl Tunnel {
             self.take(std::slice::from_ref(frame));
             datagrams.push(self.ends[0].outgoing().concat());
         }
-        for (buffer, message) in self.received.buffers().zip(&datagrams) {
+        for (buffer, message) in self.received.buffers(SocketId::MESH).zip(&datagrams) {
             buffer[..message.len()].copy_from_slice(message);
         }
         let full = usize::from(limits::INNER_MTU) + crate::session::OVERHEAD;

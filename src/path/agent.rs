@@ -99,7 +99,7 @@ impl PathSet {
     pub(crate) fn has_usable_direct(&self, now: Instant) -> bool {
         self.paths
             .iter()
-            .any(|path| matches!(path.key, PathKey::Direct(_)) && path.is_usable(now))
+            .any(|path| matches!(path.key, PathKey::Direct(..)) && path.is_usable(now))
     }
 
     /// True when some relay carries packets to the peer.
@@ -122,10 +122,10 @@ impl PathSet {
             PathKey::Relay(_) => self
                 .get_mut(arrival)
                 .is_some_and(|path| path.probe_answered(transaction, now)),
-            PathKey::Direct(_) => self
+            PathKey::Direct(..) => self
                 .paths
                 .iter_mut()
-                .filter(|path| matches!(path.key, PathKey::Direct(_)))
+                .filter(|path| matches!(path.key, PathKey::Direct(..)))
                 .any(|path| path.probe_answered(transaction, now)),
         }
     }
@@ -261,7 +261,7 @@ mod tests {
     }
 
     fn direct(last: u8) -> PathKey {
-        PathKey::Direct(std::net::SocketAddr::from(([192, 0, 2, last], 41_820)))
+        PathKey::direct(std::net::SocketAddr::from(([192, 0, 2, last], 41_820)))
     }
 
     fn relay() -> PathKey {
@@ -386,7 +386,7 @@ mod tests {
         prove(&mut set, direct(1), 10, at(0));
         for port in 1..500 {
             set.get_or_add(
-                PathKey::Direct(std::net::SocketAddr::from(([198, 51, 100, 1], port))),
+                PathKey::direct(std::net::SocketAddr::from(([198, 51, 100, 1], port))),
                 at(1),
             );
         }

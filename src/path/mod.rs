@@ -10,23 +10,28 @@ pub(crate) mod scoring;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::engine::{PathKind, RelayHandle};
+use crate::engine::{PathKind, RelayHandle, SocketId};
 use crate::limits;
 use crate::time::Instant;
 
 /// Names a path of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum PathKey {
-    /// From the mesh socket to this address.
-    Direct(SocketAddr),
+    /// From one of our sockets to this address.
+    Direct(SocketId, SocketAddr),
     /// Through this relay.
     Relay(RelayHandle),
 }
 
 impl PathKey {
+    /// From the mesh socket.
+    pub(crate) const fn direct(remote: SocketAddr) -> Self {
+        Self::Direct(SocketId::MESH, remote)
+    }
+
     pub(crate) fn kind(self) -> PathKind {
         match self {
-            Self::Direct(_) => PathKind::Direct,
+            Self::Direct(..) => PathKind::Direct,
             Self::Relay(_) => PathKind::Relay,
         }
     }
@@ -35,6 +40,7 @@ impl PathKey {
 /// Where the bytes of a sealed packet go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Route {
+    pub(crate) socket: SocketId,
     pub(crate) remote: SocketAddr,
     /// Channel number for the relay's header; `None` for a direct path.
     pub(crate) channel: Option<u32>,
@@ -115,11 +121,13 @@ impl Path {
     /// Where to send, if the path can carry anything at all.
     pub(crate) fn route(&self) -> Option<Route> {
         match self.key {
-            PathKey::Direct(remote) => Some(Route {
+            PathKey::Direct(socket, remote) => Some(Route {
+                socket,
                 remote,
                 channel: None,
             }),
             PathKey::Relay(_) => self.channel.map(|(remote, channel)| Route {
+                socket: SocketId::MESH,
                 remote,
                 channel: Some(channel),
             }),
@@ -130,7 +138,7 @@ impl Path {
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
         match self.key {
             PathKey::Relay(_) => self.channel.is_some() && self.unanswered < MAX_UNANSWERED,
-            PathKey::Direct(_) => self.is_proven(now) && self.unanswered < MAX_UNANSWERED,
+            PathKey::Direct(..) => self.is_proven(now) && self.unanswered < MAX_UNANSWERED,
         }
     }
 

@@ -16,7 +16,7 @@ const IPV6_BONUS: Duration = Duration::from_millis(3);
 fn effective_rtt(path: &Path) -> Duration {
     let rtt = path.rtt().unwrap_or(Duration::MAX);
     match path.key {
-        PathKey::Direct(remote) if remote.is_ipv6() => rtt.saturating_sub(IPV6_BONUS),
+        PathKey::Direct(_, remote) if remote.is_ipv6() => rtt.saturating_sub(IPV6_BONUS),
         _ => rtt,
     }
 }

@@ -130,6 +130,7 @@ impl Egress {
     fn output(&mut self, output: Output, failed_dials: &mut Vec<RelayHandle>) {
         match output {
             Output::Datagram {
+                socket: _,
                 remote,
                 ttl,
                 payload,

@@ -3,6 +3,7 @@
 use std::io::{self, IoSliceMut};
 
 use mesh_core::batch::ReceiveBatch;
+use mesh_core::engine::SocketId;
 use quinn_udp::{BATCH_SIZE, RecvMeta};
 
 use crate::sockets::{Family, Sockets};
@@ -27,7 +28,7 @@ impl UdpInput {
     ///
     /// See [`Sockets::recv`]. Nothing has been received then.
     pub(crate) fn receive(&mut self, sockets: &Sockets, family: Family) -> io::Result<bool> {
-        let mut chunks = self.batch.buffers();
+        let mut chunks = self.batch.buffers(SocketId::MESH);
         let mut buffers: [IoSliceMut<'_>; BATCH_SIZE] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
         let received = sockets.recv(family, &mut buffers, &mut self.meta)?;

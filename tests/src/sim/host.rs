@@ -7,7 +7,7 @@ use std::time::Duration;
 use mesh_core::batch::{Batches, ReceiveBatch};
 use mesh_core::engine::{
     Engine, Event, HostAddress, NetworkIndex, NetworkSetup, Output, PathStatus, PeerKey, PeerSetup,
-    RelayAction, RelayEvent, RelayHandle,
+    RelayAction, RelayEvent, RelayHandle, SocketId,
 };
 use mesh_core::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
 use mesh_core::offload::SuperPacket;
@@ -256,7 +256,7 @@ impl Host {
                 bytes,
                 stride,
             } => {
-                let mut received = ReceiveBatch::of(from, &bytes, stride);
+                let mut received = ReceiveBatch::of(SocketId::MESH, from, &bytes, stride);
                 engine.handle_udp(now, &mut received, batches);
                 received.write(|network, storage, ranges| {
                     assert_eq!(network, NETWORK);
@@ -288,6 +288,7 @@ impl Host {
         while let Some(output) = engine.poll_output() {
             match output {
                 Output::Datagram {
+                    socket: _,
                     remote,
                     ttl,
                     payload,
