@@ -68,7 +68,12 @@ impl Egress {
     pub(crate) fn flush_send(&mut self) {
         for (run, bytes) in self.batches.send.runs() {
             self.counters.datagrams_sent += bytes.len().div_ceil(run.segment.max(1)) as u64;
-            self.sockets.send(run.remote, bytes, run.segment);
+            if run.fragments {
+                self.sockets
+                    .send_fragmentable(run.remote, bytes, run.segment);
+            } else {
+                self.sockets.send(run.remote, bytes, run.segment);
+            }
         }
         self.batches.send.clear();
     }

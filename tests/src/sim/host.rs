@@ -10,6 +10,7 @@ use mesh_core::engine::{
     RelayAction, RelayEvent, RelayHandle, SocketId,
 };
 use mesh_core::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
+use mesh_core::limits;
 use mesh_core::offload::SuperPacket;
 use mesh_core::session::Kernel;
 use mesh_core::time::Instant;
@@ -149,6 +150,7 @@ impl Membership {
             id: NetworkId::from_name(NAME),
             identity: identity(self.key),
             addresses: Vec::new(),
+            mtu: limits::MAX_INNER_MTU,
             peers: self.peers.iter().map(peer).collect(),
             relays: self.relays.clone(),
         }
@@ -278,6 +280,7 @@ impl Host {
                 let address = |ip: &IpAddr| HostAddress {
                     ip: *ip,
                     virtual_interface: false,
+                    mtu: 1_500,
                 };
                 let addresses: Vec<HostAddress> = addresses.iter().map(address).collect();
                 engine.set_local_addresses(now, &addresses, Some(port), Some(port));
