@@ -201,7 +201,7 @@ fn a_host_behind_a_peer_is_told_what_fits() {
         inner.ip("addr add 192.168.77.2/24 dev eth0\nlink set eth0 up\nroute add default via 192.168.77.1")?;
         net.b.sysctl("net.ipv4.ip_forward", "1")?;
         // Nobody there hears of what is too large.
-        inner.nft("table ip filter { chain input { type filter hook input priority 0; icmp type destination-unreachable drop } }")?;
+        inner.nft("table ip filter { chain input { type filter hook input priority 0; icmp type destination-unreachable drop; }\n }")?;
         let text = std::fs::read_to_string(a.config_path())?;
         a.configure_text(&text.replace(
             "name = \"b\"",
