@@ -22,6 +22,9 @@ pub(super) struct Shot {
 impl Engine {
     /// Continues the attempt, which is for this peer.
     pub(super) fn run_attempt(&mut self, now: Instant, index: PeerIndex) {
+        if let Some(peer) = self.peer_mut(index) {
+            peer.punching.next = None; // what follows is set when it is over
+        }
         loop {
             let opened = self
                 .peer(index)
