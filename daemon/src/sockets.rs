@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use mesh_core::batch::Run;
 use mesh_core::limits;
 use nix::errno::Errno;
 use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrStorage, setsockopt, sockopt};
@@ -26,6 +27,8 @@ pub const FWMARK: u32 = 0x4d45_5348;
 
 /// What every IPv6 link carries (RFC 8200, section 5).
 const IPV6_LEAST_MTU: i32 = 1_280;
+/// ICMP errors that are fetched at once.
+const MAX_ICMP_ERRORS: u32 = 64;
 
 /// How often another port is tried when the one that IPv4 got is taken for IPv6.
 const PORT_ATTEMPTS: usize = 16;
@@ -131,7 +134,7 @@ impl SendErrorCounters {
 
 /// One bound socket with what quinn-udp found out about it.
 #[derive(Debug)]
-struct Bound {
+pub(crate) struct Bound {
     family: Family,
     socket: Socket,
     state: UdpSocketState,
@@ -146,6 +149,7 @@ pub struct Sockets {
     v4: Option<Bound>,
     v6: Option<Bound>,
     errors: SendErrorCounters,
+    tuning: Tuning,
 }
 
 impl Sockets {
@@ -186,6 +190,7 @@ impl Sockets {
                 v4,
                 v6,
                 errors: SendErrorCounters::default(),
+                tuning,
             });
         }
         Err(BindError::NoFamily)
@@ -213,6 +218,18 @@ impl Sockets {
         self.errors.snapshot()
     }
 
+    /// One more socket of IPv4, set up as those here, on a port that the kernel chooses.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(crate) fn open_spare(&self) -> io::Result<Bound> {
+        let bound = Bound::try_open(Family::V4, 0, self.tuning)?;
+        // For [`Bound::take_icmp_errors`]. Not on the mesh sockets: every error would fail an unrelated call.
+        setsockopt(&bound.socket, sockopt::Ipv4RecvErr, &true)?;
+        Ok(bound)
+    }
+
     /// Receives what has arrived, one GRO buffer for each of `buffers`.
     ///
     /// # Errors
@@ -225,17 +242,30 @@ impl Sockets {
         meta: &mut [RecvMeta],
     ) -> io::Result<usize> {
         let bound = self.bound(family).ok_or(io::ErrorKind::WouldBlock)?;
-        bound.state.recv((&bound.socket).into(), buffers, meta)
+        bound.recv(buffers, meta)
     }
 
     /// Sends `contents` as datagrams of `segment` bytes each, the last of which may be shorter.
     pub fn send(&self, remote: SocketAddr, contents: &[u8], segment: usize) {
+        match self.bound(Family::of(&remote)) {
+            Some(bound) => self.send_by(bound, remote, contents, segment),
+            None => {
+                let segment = segment.clamp(1, contents.len().max(1));
+                let datagrams = contents.len().div_ceil(segment);
+                self.errors.count(libc::EAFNOSUPPORT, datagrams as u64);
+            }
+        }
+    }
+
+    /// As [`Self::send`], from a socket of [`Self::open_spare`].
+    pub(crate) fn send_by(
+        &self,
+        bound: &Bound,
+        remote: SocketAddr,
+        contents: &[u8],
+        segment: usize,
+    ) {
         let segment = segment.clamp(1, contents.len().max(1));
-        let Some(bound) = self.bound(Family::of(&remote)) else {
-            self.errors
-                .count(libc::EAFNOSUPPORT, contents.len().div_ceil(segment) as u64);
-            return;
-        };
         let mut rest = contents;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(bound.burst(segment).min(rest.len()));
@@ -256,41 +286,43 @@ impl Sockets {
         }
     }
 
-    /// As [`Self::send`], for datagrams that routers on the way may cut up: those of the smallest MTU that the overlay has, on
-    /// a path that does not even carry these.
+    /// Sends a run of sealed datagrams, from a socket of [`Self::open_spare`] if one is given.
     ///
-    /// For the data thread only: meanwhile everything that the socket sends may be cut up, and probes of a path's MTU, which
-    /// must not be, come from that thread as well.
-    pub fn send_fragmentable(&self, remote: SocketAddr, contents: &[u8], segment: usize) {
-        let Some(bound) = self.bound(Family::of(&remote)) else {
-            return self.send(remote, contents, segment);
+    /// Those that may be fragmented are for the data thread only: meanwhile everything that the socket sends may be cut up, and
+    /// probes of a path's MTU, which must not be, come from that thread as well.
+    pub(crate) fn send_run(&self, spare: Option<&Bound>, run: &Run, bytes: &[u8]) {
+        let Some(bound) = spare.or_else(|| self.bound(Family::of(&run.remote))) else {
+            return self.send(run.remote, bytes, run.segment);
         };
+        if !run.fragments {
+            return self.send_by(bound, run.remote, bytes, run.segment);
+        }
         bound.allow_fragments(true);
-        for datagram in contents.chunks(segment.max(1)) {
-            self.send(remote, datagram, datagram.len());
+        for datagram in bytes.chunks(run.segment.max(1)) {
+            self.send_by(bound, run.remote, datagram, datagram.len());
         }
         bound.allow_fragments(false);
     }
 
     /// Sends one datagram that lives for `ttl` hops only; the sockets' default stays what it is.
     pub fn send_with_ttl(&self, remote: SocketAddr, payload: &[u8], ttl: u8) {
-        if let Err(errno) = self.try_send_with_ttl(remote, payload, ttl) {
-            self.errors.count(errno as i32, 1);
+        match self.bound(Family::of(&remote)) {
+            Some(bound) => self.send_with_ttl_by(bound, remote, payload, ttl),
+            None => self.errors.count(libc::EAFNOSUPPORT, 1),
         }
     }
 
-    fn try_send_with_ttl(&self, remote: SocketAddr, payload: &[u8], ttl: u8) -> Result<(), Errno> {
-        let family = Family::of(&remote);
-        let bound = self.bound(family).ok_or(Errno::EAFNOSUPPORT)?;
-        let ttl = i32::from(ttl);
-        let hops = match family {
-            Family::V4 => ControlMessage::Ipv4Ttl(&ttl),
-            Family::V6 => ControlMessage::Ipv6HopLimit(&ttl),
-        };
-        let iov = [IoSlice::new(payload)];
-        let to = SockaddrStorage::from(remote);
-        let fd = bound.socket.as_raw_fd();
-        socket::sendmsg(fd, &iov, &[hops], MsgFlags::MSG_DONTWAIT, Some(&to)).map(drop)
+    /// As [`Self::send_with_ttl`], from a socket of [`Self::open_spare`].
+    pub(crate) fn send_with_ttl_by(
+        &self,
+        bound: &Bound,
+        remote: SocketAddr,
+        payload: &[u8],
+        ttl: u8,
+    ) {
+        if let Err(errno) = bound.try_send_with_ttl(remote, payload, ttl) {
+            self.errors.count(errno as i32, 1);
+        }
     }
 }
 
@@ -351,6 +383,54 @@ impl Bound {
             port,
             gso: tuning.udp_gso,
         })
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// As [`Sockets::recv`].
+    pub(crate) fn recv(
+        &self,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> io::Result<usize> {
+        self.state.recv((&self.socket).into(), buffers, meta)
+    }
+
+    /// How many ICMP errors came back to what this socket sent; each is counted once. Only for spare sockets.
+    pub(crate) fn take_icmp_errors(&self) -> u32 {
+        let mut count = 0;
+        // The first bytes of what was sent are of no interest.
+        let mut payload = [0; 1];
+        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+        while count < MAX_ICMP_ERRORS {
+            let mut iov = [IoSliceMut::new(&mut payload)];
+            let fd = self.socket.as_raw_fd();
+            if socket::recvmsg::<SockaddrStorage>(fd, &mut iov, None, flags).is_err() {
+                break;
+            }
+            count += 1;
+        }
+        // The error is also kept for the next call, which it would fail.
+        let _ = self.socket.take_error();
+        count
+    }
+
+    fn try_send_with_ttl(&self, remote: SocketAddr, payload: &[u8], ttl: u8) -> Result<(), Errno> {
+        let ttl = i32::from(ttl);
+        let hops = match Family::of(&remote) {
+            Family::V4 => ControlMessage::Ipv4Ttl(&ttl),
+            Family::V6 => ControlMessage::Ipv6HopLimit(&ttl),
+        };
+        let iov = [IoSlice::new(payload)];
+        let to = SockaddrStorage::from(remote);
+        let fd = self.socket.as_raw_fd();
+        socket::sendmsg(fd, &iov, &[hops], MsgFlags::MSG_DONTWAIT, Some(&to)).map(drop)
     }
 
     /// Bytes that go into one call for datagrams of `segment` bytes.

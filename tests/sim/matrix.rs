@@ -1,10 +1,11 @@
-//! Every pair of NATs: direct where the plain punch can do it, over the relay and working where it cannot.
+//! Every pair of NATs: direct soon where the plain punch can do it, later where something else can, and over the relay
+//! and working until then.
 
 use std::time::Duration;
 
 use mesh_tests::sim::{Allocation, Filtering, FlowConfig, Mapping, NatConfig, Sim, for_seeds};
 
-use crate::expectation::{Edge, punches};
+use crate::expectation::{Edge, punches, reachable};
 
 const MAPPINGS: [Mapping; 3] = [Mapping::Eim, Mapping::Adm, Mapping::Apdm];
 const FILTERINGS: [Filtering; 3] = [Filtering::Eif, Filtering::Adf, Filtering::Apdf];
@@ -62,7 +63,8 @@ fn run(seed: u64, a: Edge, b: Edge) -> Result<(), String> {
     sim.run_for(Duration::from_secs(1));
     let expected = punches(a, b);
     let ends = (sim.remote(pair.a, pair.b), sim.remote(pair.b, pair.a));
-    if direct.is_some() != expected || sim.is_direct(pair.a, pair.b) != expected {
+    let wrong = direct.is_some() != expected || sim.is_direct(pair.a, pair.b) != expected;
+    if wrong && (expected || !reachable(a, b)) {
         return Err(format!(
             "seed {seed}: {a:?} × {b:?}: direct after {direct:?}, ends {ends:?}, expected {expected}"
         ));
