@@ -60,6 +60,30 @@ pub const PROBES_IN_FLIGHT: usize = 8;
 /// Data that nothing answers for this long is reason to probe: an application may take time to reply.
 pub const MIN_SUSPICION: Duration = Duration::from_millis(400);
 
+/// Requests of one measurement of the NAT.
+pub const SURVEY_REQUESTS: usize = 64;
+/// Sockets that are opened towards a NAT with random ports: with as many, 1,024 probes hit one in 98 of 100 cases.
+pub const SPRAY_SOCKETS: usize = 256;
+/// Sockets that are opened towards a NAT that counts: one for the port that was foretold, twenty steps on, and others for
+/// ports that somebody else takes meanwhile.
+pub const ROW_SOCKETS: usize = 25;
+/// Probes of one attempt to get through a hard NAT.
+pub const SPRAY_PROBES: usize = 2_048;
+/// How long such an attempt lasts at most.
+pub const SPRAY_TIME: Duration = Duration::from_secs(25);
+/// Sprays a day from one network to one peer at one address.
+pub const SPRAYS_PER_PAIR: usize = 3;
+/// Sprays a day to one address, whoever is there.
+pub const SPRAYS_PER_DESTINATION: usize = 6;
+/// Sprays a day in all.
+pub const SPRAYS_A_DAY: usize = 256;
+/// ICMP errors after which a spray ends: somebody on the way does not want it.
+pub const SPRAY_ICMP_ERRORS: u32 = 32;
+/// Spare sockets: one spray, one row with its sample, one measurement, and paths of so many peers that were won with one.
+pub const SPARE_SOCKETS: usize = 1_024;
+/// What is remembered of attempts to reach one peer directly.
+pub const ATTEMPTS: usize = 32;
+
 /// Longest wait for the answer to an overlay ping.
 pub const MAX_PING_TIMEOUT: Duration = Duration::from_secs(60);
 /// Overlay pings that wait for one peer.
@@ -99,6 +123,11 @@ pub const RELAY_MIN_CHARGE: u64 = 256;
 pub const RELAY_MESSAGES: (u64, u64) = (200, 1_000);
 /// `Rebind` answers a second of one relay, and how many at once. Nobody waits for more than one of them.
 pub const RELAY_REBINDS: (u64, u64) = (2_000, 500);
+/// STUN answers from the other port that one client may cause a second, and at once: a measurement of a NAT's filter asks
+/// four times, all ports of the client's IP address together.
+pub const RELAY_KNOCKS: (u64, u64) = (4, 24);
+/// Clients at one IP address whose allowances for that are looked at.
+pub const RELAY_KNOCKERS: usize = 16;
 /// Bytes waiting for one slow client of a relay. Packets are dropped beyond it.
 pub const RELAY_QUEUE_BYTES: usize = 64 * 1024;
 /// Waits before a client's new address is challenged again; after the last one the client has to speak up first.

@@ -122,6 +122,15 @@ pub enum RelayAction {
     Hangup,
 }
 
+/// What the engine wants done about a spare socket: one of IPv4 on a port that the kernel chooses, beside the mesh socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketAction {
+    /// Bind it, as the mesh socket is; answered at once by `Engine::socket_opened`.
+    Open,
+    /// Close it and forget it.
+    Close,
+}
+
 /// Something that the shell has to do; drained by `Engine::poll_output` after every input.
 #[derive(Debug)]
 pub enum Output {
@@ -143,6 +152,8 @@ pub enum Output {
         /// The packet, without any header before it.
         packet: Vec<u8>,
     },
+    /// Open or close a spare socket.
+    Socket(SocketId, SocketAction),
     /// Act on a relay connection.
     Relay(RelayHandle, RelayAction),
     /// Tell whoever listens.

@@ -42,9 +42,7 @@ impl Engine {
                 self.handle_probe(now, path, index, packet.len(), transaction)
             }
             Control::ProbeAck { transaction } => {
-                if let Some(peer) = self.peer_mut(index) {
-                    peer.paths.probe_answered(path, transaction, now);
-                }
+                self.probe_answered(now, path, index, transaction);
             }
             Control::CallMe(call) => self.handle_call(now, index, call),
             Control::Ping { token } => {

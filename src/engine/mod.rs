@@ -15,12 +15,15 @@
 
 mod api;
 mod control;
+mod explain;
+mod measuring;
 mod opening;
 mod plane;
 mod punching;
 mod relays;
 mod service;
 mod setup;
+mod spares;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -32,11 +35,16 @@ use std::time::Duration;
 use slab::Slab;
 
 pub use api::*;
+pub(crate) use explain::Record;
+pub use explain::{AttemptReport, Explanation, Strategy, Traversal};
 pub use setup::SetupError;
 
+use self::punching::Attempt;
+use self::spares::Spares;
 use crate::batch::Batches;
 use crate::identity::NetworkId;
 use crate::limits;
+use crate::nat::ledger::Ledger;
 use crate::nat::profile::Prober;
 use crate::path::PathKey;
 use crate::path::candidates::own_candidates;
@@ -83,6 +91,11 @@ pub struct Engine {
     host: Vec<HostAddress>,
     ports: (Option<u16>, Option<u16>),
     prober: Prober,
+    spares: Spares,
+    /// The attempt to get through a hard NAT that is under way: one for all peers.
+    attempt: Option<Box<Attempt>>,
+    ledger: Ledger,
+    traversal: Traversal,
     netchecks: VecDeque<(NetworkIndex, u64)>,
     outputs: VecDeque<Output>,
     drops: Drops,
@@ -110,6 +123,10 @@ impl Engine {
             host: Vec::new(),
             ports: (None, None),
             prober: Prober::new(now),
+            spares: Spares::default(),
+            attempt: None,
+            ledger: Ledger::default(),
+            traversal: Traversal::default(),
             netchecks: VecDeque::new(),
             outputs: VecDeque::new(),
             drops: Drops::default(),
@@ -188,7 +205,8 @@ impl Engine {
         }
     }
 
-    /// Measures the NAT and the relays anew; answered by [`Event::Netcheck`] with `token` within a second.
+    /// Measures the NAT and the relays anew; answered by [`Event::Netcheck`] with `token` within two
+    /// seconds; mostly in half of one.
     pub fn netcheck(&mut self, now: Instant, network: NetworkIndex, token: u64) {
         if self.netchecks.len() >= limits::MAX_NETCHECKS
             && let Some((network, token)) = self.netchecks.pop_front()
@@ -196,7 +214,7 @@ impl Engine {
             self.report_netcheck(network, token);
         }
         self.netchecks.push_back((network, token));
-        self.prober.request_full(now);
+        self.prober.request(now);
         self.service_prober(now);
     }
 
@@ -225,7 +243,8 @@ impl Engine {
     }
 
     fn network_changed(&mut self, now: Instant) {
-        self.prober.reset(now);
+        self.reset_prober(now);
+        self.abandon_attempt(now);
         for relay in self.relays.values_mut() {
             relay.hurry(now);
             if relay.ready().is_some() {
@@ -303,7 +322,12 @@ impl Engine {
         let Some(peer) = self.peers.get_mut(index.0 as usize) else {
             return;
         };
-        let deadline = [peer.deadline(now), at].into_iter().flatten().min();
+        let attempt = self.attempt.as_ref();
+        let attempt = attempt.and_then(|attempt| attempt.deadline(index));
+        let deadline = [peer.deadline(now), attempt, at]
+            .into_iter()
+            .flatten()
+            .min();
         let deadline = deadline.map(|at| coalesced(now, at));
         if peer.armed == deadline {
             return;

@@ -17,7 +17,7 @@ use crate::time::Instant;
 use crate::wire::control::NEXT_HEADER;
 use crate::wire::ip::IpHeader;
 use crate::wire::relay::{ClientMessage, FRAME_HEADER, Frame, parse_frame, write_data_header};
-use crate::wire::{Protocol, classify, stun};
+use crate::wire::{Protocol, classify};
 
 /// Where a message came from.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +77,15 @@ impl Engine {
         channel: &mut Option<(u32, Arrival)>,
         out: &mut Batches,
     ) -> Datagram {
-        match classify(datagram) {
+        let protocol = classify(datagram);
+        // Relay frames and QUIC belong to the mesh socket, and nothing to one that was closed meanwhile.
+        let spare = socket != SocketId::MESH;
+        let wanted = matches!(protocol, Protocol::WireGuard | Protocol::Stun);
+        if spare && !(wanted && self.spares.contains(socket)) {
+            self.drops.unknown_protocol += 1;
+            return Datagram::Done;
+        }
+        match protocol {
             Protocol::WireGuard => {
                 let arrival = Arrival {
                     path: PathKey::Direct(socket, remote),
@@ -91,7 +99,7 @@ impl Engine {
                     return Datagram::WireGuard(arrival, FRAME_HEADER);
                 }
             }
-            Protocol::Stun => self.handle_stun(now, remote, datagram),
+            Protocol::Stun => self.handle_stun(now, socket, remote, datagram),
             Protocol::Quic if out.quic.len() < crate::limits::MAX_QUIC_BATCH => {
                 out.quic.push((remote, datagram.to_vec()));
             }
@@ -185,18 +193,6 @@ impl Engine {
             source: (peer.overlay?, 0).into(),
             sender: Some(peer.node_id()?),
         })
-    }
-
-    fn handle_stun(&mut self, now: Instant, remote: SocketAddr, datagram: &[u8]) {
-        let answered = match stun::parse(datagram) {
-            Ok(stun::Message::Response { txn, mapped }) => {
-                self.prober.handle_response(now, remote, &txn, mapped)
-            }
-            _ => false,
-        };
-        if !answered {
-            self.drops.unknown_protocol += 1;
-        }
     }
 
     /// A packet that a relay passed on for a peer that has no channel yet.

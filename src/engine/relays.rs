@@ -3,11 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Engine, Event, NetworkIndex, Output, RelayAction, RelayEvent, RelayHandle, SocketId};
+use super::{Engine, Event, NetworkIndex, Output, RelayAction, RelayEvent, RelayHandle};
 use crate::batch::Batches;
 use crate::identity::NodeId;
-use crate::nat::NatProfile;
-use crate::nat::profile::{Ended, StunServer};
 use crate::path::PathKey;
 use crate::path::candidates::is_acceptable;
 use crate::peer::PeerIndex;
@@ -229,7 +227,10 @@ impl Engine {
         if let Some(path) = peer.paths.get_or_add(PathKey::Relay(handle), now) {
             path.set_channel(Some((remote, channel)));
         }
-        if let Some(addr) = peer_addr.filter(|addr| is_acceptable(*addr))
+        let peer_addr = peer_addr.filter(|addr| is_acceptable(*addr));
+        // What the relay has seen itself, and the only address that many ports may be tried at.
+        peer.punching.observed = peer_addr.or(peer.punching.observed);
+        if let Some(addr) = peer_addr
             && !peer.candidates.contains(&addr)
             && peer.candidates.len() < crate::limits::MAX_CANDIDATES
         {
@@ -314,39 +315,6 @@ impl Engine {
         }
     }
 
-    pub(super) fn service_prober(&mut self, now: Instant) {
-        if self.relays.is_empty() {
-            while let Some((network, token)) = self.netchecks.pop_front() {
-                self.report_netcheck(network, token);
-            }
-            return;
-        }
-        let relays = &self.relays;
-        let (requests, ended) = self
-            .prober
-            .handle_timeout(now, &mut self.rng, || stun_servers(relays));
-        for (remote, payload) in requests {
-            let ttl = None;
-            self.outputs.push_back(Output::Datagram {
-                socket: SocketId::MESH,
-                remote,
-                ttl,
-                payload,
-            });
-        }
-        if ended.is_some() {
-            let networks: Vec<NetworkIndex> = self.networks.keys().copied().collect();
-            for network in networks {
-                self.choose_home(network);
-            }
-        }
-        if ended == Some(Ended::Full) {
-            while let Some((network, token)) = self.netchecks.pop_front() {
-                self.report_netcheck(network, token);
-            }
-        }
-    }
-
     /// The nearest relay, with a bias for the present one.
     pub(super) fn choose_home(&mut self, index: NetworkIndex) {
         let ready = self.ready_relays(index);
@@ -379,23 +347,4 @@ impl Engine {
     pub(super) fn relay_rtt(&self, handle: RelayHandle) -> Option<Duration> {
         self.prober.rtt(self.relays.get(&handle)?.ready()?)
     }
-
-    pub(super) fn nat_profile(&self) -> NatProfile {
-        self.prober.profile(|address| self.is_own_address(address))
-    }
-}
-
-/// The relays that can be asked by STUN; one that serves several networks is asked once.
-fn stun_servers(relays: &std::collections::BTreeMap<RelayHandle, RelayClient>) -> Vec<StunServer> {
-    let mut servers: Vec<StunServer> = Vec::new();
-    for relay in relays.values() {
-        let Some(main) = relay.ready() else { continue };
-        if !servers.iter().any(|server| server.main == main) {
-            servers.push(StunServer {
-                main,
-                alternative: relay.alternative(),
-            });
-        }
-    }
-    servers
 }

@@ -11,6 +11,9 @@ use crate::session::{Context, number};
 use crate::time::Instant;
 use crate::wire::control::{Control, VERSION};
 
+/// Why the path of a stock WireGuard peer is what it is.
+const STOCK: &str = "the peer sent from there";
+
 impl Engine {
     /// Does everything that is due for one peer, and arms its next turn.
     pub(super) fn service_peer(&mut self, now: Instant, index: PeerIndex, out: &mut Batches) {
@@ -22,6 +25,7 @@ impl Engine {
         self.service_paths(now, index);
         self.update_path(now, index, out);
         self.service_punch(now, index);
+        self.service_spares(now, index);
         self.arm(now, index, None);
     }
 
@@ -254,7 +258,7 @@ impl Engine {
             path.prove(now);
         }
         if peer.node_id().is_none() {
-            peer.paths.set_current(Some(key), now);
+            peer.paths.set_current(Some(key), STOCK, now);
         }
         // Our first packet with the new keys tells the peer that its answer arrived.
         self.send_keepalive(now, index, Some(key));
@@ -300,15 +304,9 @@ impl Engine {
                 .is_none_or(|current| current.key != key)
         {
             // A stock WireGuard peer has one path: where its last authentic packet came from.
-            peer.paths.set_current(Some(key), now);
-            self.path_changed(
-                now,
-                index,
-                Change {
-                    to: Some(key),
-                    reason: "the peer sent from there",
-                },
-            );
+            peer.paths.set_current(Some(key), STOCK, now);
+            let (to, reason) = (Some(key), STOCK);
+            self.path_changed(now, index, Change { to, reason });
         }
         if confirmed.is_some() {
             self.service_peer(now, index, out);

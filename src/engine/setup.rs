@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
+use super::spares::Owner;
 use super::{
     Engine, Event, Network, NetworkIndex, NetworkSetup, Output, PeerSetup, RelayAction, RelayHandle,
 };
@@ -205,6 +206,10 @@ impl Engine {
     }
 
     fn drop_peer(&mut self, index: PeerIndex) {
+        self.forget_attempt(index);
+        for socket in self.spares.of(Owner::Peer(index)) {
+            self.close_spare(socket);
+        }
         let Some(mut peer) = self.peers.try_remove(index.0 as usize) else {
             return;
         };

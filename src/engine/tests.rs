@@ -149,12 +149,18 @@ impl Pair {
         while let Some(output) = self.hosts[at].engine.poll_output() {
             match output {
                 Output::Datagram {
-                    socket: _,
+                    socket: SocketId::MESH,
                     remote,
                     ttl: None,
                     payload,
                 } => self.datagram(at, from, remote, payload),
-                Output::Datagram { .. } => {} // an opener, which dies on the way
+                // An opener, which dies on the way, or from a spare socket, for which this network is too small.
+                Output::Datagram { .. } => {}
+                Output::Socket(socket, SocketAction::Open) => {
+                    let now = self.now;
+                    self.hosts[at].engine.socket_opened(now, socket, None);
+                }
+                Output::Socket(..) => {}
                 Output::Packet { packet, .. } => self.hosts[at].received.push(packet),
                 Output::Relay(handle, action) => self.relay_action(at, handle, action),
                 Output::Event(event) => self.hosts[at].events.push(event),

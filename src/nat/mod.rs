@@ -1,9 +1,19 @@
 //! What the NAT before this host does, and how two hosts behind NATs open a path to each other.
 //!
-//! Terms are RFC 4787's. [`profile`] measures, [`punch`] schedules the simultaneous opening.
+//! Terms are RFC 4787's. [`profile`] asks the relays where we are seen, [`survey`] how the NAT behaves, from sockets that
+//! are used for nothing else. [`punch`] schedules the simultaneous opening, [`strategy`] says what is left to do where that
+//! cannot work, [`salvo`] is how that is done, and [`ledger`] keeps it within bounds.
 
+mod allocation;
+pub(crate) mod ledger;
 pub(crate) mod profile;
 pub(crate) mod punch;
+pub(crate) mod salvo;
+pub(crate) mod strategy;
+pub(crate) mod survey;
+
+pub use allocation::Allocation;
+pub(crate) use allocation::predicted;
 
 /// How a NAT chooses the external address and port for packets from one internal endpoint (RFC 4787, section 4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,6 +43,8 @@ pub enum Filtering {
     AddressDependent = 2,
     /// From addresses and ports that were sent to.
     AddressAndPortDependent = 3,
+    /// From other ports of an address that was sent to, if not from anyone: one relay cannot tell the two apart.
+    NotPortDependent = 4,
 }
 
 impl Mapping {
@@ -61,7 +73,7 @@ impl Filtering {
     /// As in `netcheck --json`.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Unknown => "unknown",
+            Self::Unknown | Self::NotPortDependent => "unknown",
             Self::EndpointIndependent => "endpoint-independent",
             Self::AddressDependent => "address-dependent",
             Self::AddressAndPortDependent => "address-and-port-dependent",
@@ -74,6 +86,7 @@ impl Filtering {
             1 => Self::EndpointIndependent,
             2 => Self::AddressDependent,
             3 => Self::AddressAndPortDependent,
+            4 => Self::NotPortDependent,
             _ => return None,
         })
     }
@@ -86,4 +99,8 @@ pub struct NatProfile {
     pub mapping: Mapping,
     /// What it lets in.
     pub filtering: Filtering,
+    /// Which port a new mapping gets.
+    pub allocation: Allocation,
+    /// Hosts behind it reach each other by their external addresses.
+    pub hairpin: Option<bool>,
 }

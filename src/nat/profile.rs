@@ -1,19 +1,13 @@
-//! Measures the NAT by STUN from the mesh socket itself (RFC 5780).
+//! Asks every connected relay by STUN where the mesh socket is seen, and says when the NAT has to be surveyed.
 //!
-//! A plain round asks every connected relay for our address. A full round, which a person asks for, also asks on the
-//! alternative port, and for an answer from there. One relay tells whether the mapping depends on the port; whether it
-//! depends on the address takes a second relay address. What cannot be told stays `unknown`.
-//!
-//! A full round is not free: on a router that takes unsolicited packets for its own, the answer from the other port
-//! occupies that port's place in the connection table, and our next packet to it has to leave from another external
-//! port, which Linux then prefers for new destinations as well. Peers would be told the wrong port, so plain rounds
-//! leave the alternative port alone.
+//! A round asks the relays' main ports only, which the socket talks to anyway; see [`super::survey`] for the reason.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Filtering, Mapping, NatProfile};
+use super::survey::{Findings, Request, Survey};
+use crate::engine::SocketId;
 use crate::rng::Random;
 use crate::time::Instant;
 use crate::wire::stun::{self, TransactionId};
@@ -29,32 +23,10 @@ const ROUND: Duration = Duration::from_millis(600);
 /// How often the NAT is measured without any cause.
 const INTERVAL: Duration = Duration::from_secs(300);
 
-/// What a request is to find out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Question {
-    /// Our address as the main port sees it.
-    Main,
-    /// Our address as the alternative port sees it.
-    Alternative,
-    /// Whether an answer from the alternative port reaches a mapping that only the main port was sent to.
-    ///
-    /// It is asked first and alone in its round trip: a packet to the alternative port would open the filter for it.
-    OtherPort,
-}
-
-/// A round that is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
-    Plain,
-    Full,
-}
-
-#[derive(Debug, Default, Clone, Copy)]
-struct Answers {
-    main: Option<SocketAddr>,
-    alternative: Option<SocketAddr>,
-    other_port: bool,
-    rtt: Option<Duration>,
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    mapped: SocketAddr,
+    rtt: Duration,
 }
 
 /// A relay that can be asked.
@@ -65,104 +37,149 @@ pub(crate) struct StunServer {
 }
 
 struct Round {
-    full: bool,
     started: Instant,
     sent: usize,
     servers: Vec<StunServer>,
-    pending: BTreeMap<TransactionId, (SocketAddr, Question, Instant)>,
-    answers: BTreeMap<SocketAddr, Answers>,
+    pending: BTreeMap<TransactionId, (SocketAddr, Instant)>,
+    answers: BTreeMap<SocketAddr, Answer>,
+}
+
+/// What has just happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    Nothing,
+    /// A round has ended. A survey is to follow if [`Prober::survey_plan`] has one.
+    Round,
+    /// A survey has ended; its sockets can be closed.
+    Survey,
 }
 
 /// The measurement, and what the last one found.
 pub(crate) struct Prober {
     round: Option<Round>,
+    survey: Option<Survey>,
     next: Instant,
-    answers: BTreeMap<SocketAddr, Answers>,
+    answers: BTreeMap<SocketAddr, Answer>,
     servers: Vec<StunServer>,
-    /// The next round is a full one.
-    full: bool,
-    /// A round since the last network change saw answers from another port filtered. Later rounds cannot see it any
-    /// more, because they themselves have opened the filter.
-    filtered: bool,
+    findings: Findings,
 }
 
 impl Prober {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             round: None,
+            survey: None,
             next: now + INTERVAL,
             answers: BTreeMap::new(),
             servers: Vec::new(),
-            full: false,
-            filtered: false,
+            findings: Findings::default(),
         }
     }
 
-    /// The network changed: what was measured holds no longer.
-    pub(crate) fn reset(&mut self, now: Instant) {
+    /// The network changed: what was measured holds no longer. Returns the sockets of a survey that was under way.
+    pub(crate) fn reset(&mut self, now: Instant) -> Vec<SocketId> {
+        let survey = self.survey.take();
         *self = Self::new(now);
         self.request(now);
+        survey.map_or_else(Vec::new, |survey| survey.sockets().collect())
     }
 
-    /// Measures everything at the next timeout.
-    pub(crate) fn request_full(&mut self, now: Instant) {
-        self.full = true;
-        self.next = now;
-    }
-
-    /// Measures at the next timeout: a relay was connected, or the network changed.
+    /// Measures at the next timeout: a relay was connected, the network changed, or a person asks.
     pub(crate) fn request(&mut self, now: Instant) {
         self.next = now;
     }
 
     pub(crate) fn deadline(&self) -> Instant {
-        match &self.round {
-            Some(round) => round.next_step(),
-            None => self.next,
+        match (&self.round, &self.survey) {
+            (Some(round), _) => round.next_step(),
+            (None, Some(survey)) => survey.deadline(),
+            (None, None) => self.next,
         }
     }
 
-    /// Starts, continues or ends a round; returns the requests to send, and what kind of round has just ended.
+    /// Starts, continues or ends a round or a survey; returns the requests to send, and what has just happened.
     pub(crate) fn handle_timeout(
         &mut self,
         now: Instant,
         rng: &mut Random,
         servers: impl FnOnce() -> Vec<StunServer>,
-    ) -> (Vec<(SocketAddr, Vec<u8>)>, Option<Ended>) {
+    ) -> (Vec<Request>, Progress) {
+        if let Some(survey) = &mut self.survey {
+            let requests = survey.poll(now, rng);
+            let over = if survey.is_done() {
+                Progress::Survey
+            } else {
+                Progress::Nothing
+            };
+            return (requests, over);
+        }
         if self.round.is_none() && now >= self.next {
             self.next = now + INTERVAL;
-            let full = std::mem::take(&mut self.full);
-            let mut servers = servers();
-            if !full {
-                servers
-                    .iter_mut()
-                    .for_each(|server| server.alternative = None);
-            }
             self.round = Some(Round {
-                full,
                 started: now,
                 sent: 0,
-                servers,
+                servers: servers(),
                 pending: BTreeMap::new(),
                 answers: BTreeMap::new(),
             });
         }
         let Some(round) = &mut self.round else {
-            return (Vec::new(), None);
+            return (Vec::new(), Progress::Nothing);
         };
-        if round.is_complete() || now.since(round.started) >= ROUND {
-            let ended = if round.full {
-                Ended::Full
-            } else {
-                Ended::Plain
-            };
-            self.finish();
-            return (Vec::new(), Some(ended));
+        if !round.is_complete() && now.since(round.started) < ROUND {
+            return (round.transmit(now, rng), Progress::Nothing);
         }
-        (round.transmit(now, rng), None)
+        if let Some(round) = self.round.take() {
+            self.answers = round.answers;
+            self.servers = round.servers;
+        }
+        (Vec::new(), Progress::Round)
     }
 
-    /// Takes a STUN response; `true` if it answers one of our requests.
+    /// Whom the survey after a round asks: the nearest relay that has a second port, or else the nearest, with its round
+    /// trip time; and which relays at other addresses it compares with. Only IPv4 is translated.
+    pub(crate) fn survey_plan(
+        &self,
+        now: Instant,
+    ) -> Option<(StunServer, Vec<SocketAddr>, Duration)> {
+        if self.survey.is_some() || self.next <= now {
+            return None; // another round follows at once, with more relays
+        }
+        let answered = self.servers.iter().filter_map(|server| {
+            let answer = self.answers.get(&server.main)?;
+            server.main.is_ipv4().then_some((*server, answer.rtt))
+        });
+        let (server, rtt) = answered
+            .clone()
+            .min_by_key(|(server, rtt)| (server.alternative.is_none(), *rtt))?;
+        let others = answered.map(|(other, _)| other.main);
+        let others = others.filter(|other| other.ip() != server.main.ip());
+        Some((server, others.collect(), rtt))
+    }
+
+    pub(crate) fn begin_survey(&mut self, survey: Survey) {
+        self.survey = Some(survey);
+    }
+
+    /// Takes over what a survey found that is done; returns its sockets.
+    pub(crate) fn end_survey(&mut self, own: impl Fn(SocketAddr) -> bool) -> Vec<SocketId> {
+        let Some(survey) = self.survey.take() else {
+            return Vec::new();
+        };
+        self.findings = survey.findings(own);
+        survey.sockets().collect()
+    }
+
+    pub(crate) fn survey_mut(&mut self) -> Option<&mut Survey> {
+        self.survey.as_mut()
+    }
+
+    /// True while there is more to come of what was asked for at `now`.
+    pub(crate) fn is_busy(&self, now: Instant) -> bool {
+        self.round.is_some() || self.survey.is_some() || self.next <= now
+    }
+
+    /// Takes a STUN response to the mesh socket; `true` if it answers one of our requests.
     pub(crate) fn handle_response(
         &mut self,
         now: Instant,
@@ -173,117 +190,38 @@ impl Prober {
         let Some(round) = &mut self.round else {
             return false;
         };
-        let Some((relay, question, sent)) = round.pending.get(id).copied() else {
+        let Some((relay, sent)) = round.pending.get(id).copied() else {
             return false;
         };
-        let Some(server) = round
-            .servers
-            .iter()
-            .find(|server| server.main == relay)
-            .copied()
-        else {
-            return false;
-        };
-        let expected = match question {
-            Question::Main => Some(server.main),
-            Question::Alternative | Question::OtherPort => server.alternative,
-        };
-        if expected != Some(from) {
+        if relay != from {
             return false;
         }
         round.pending.remove(id);
-        let answers = round.answers.entry(relay).or_default();
-        match question {
-            Question::Main => {
-                answers.main = Some(mapped);
-                answers.rtt = Some(now.since(sent));
-            }
-            Question::Alternative => answers.alternative = Some(mapped),
-            Question::OtherPort => answers.other_port = true,
-        }
+        let rtt = now.since(sent);
+        round.answers.insert(relay, Answer { mapped, rtt });
         true
-    }
-
-    /// Takes the round's answers over; a plain one leaves what the last full one found, if our address is the same.
-    fn finish(&mut self) {
-        let Some(mut round) = self.round.take() else {
-            return;
-        };
-        if !round.full {
-            for (server, answers) in &mut round.answers {
-                let old = self
-                    .answers
-                    .get(server)
-                    .filter(|old| old.main == answers.main);
-                answers.alternative = old.and_then(|old| old.alternative);
-            }
-        }
-        self.answers = round.answers;
-        self.servers = round.servers;
-        self.filtered |= round.full && self.is_filtered();
     }
 
     /// Our addresses as relays saw them in the last round.
     pub(crate) fn reflexive(&self) -> impl Iterator<Item = SocketAddr> {
-        self.answers.values().filter_map(|answers| answers.main)
+        self.answers.values().map(|answer| answer.mapped)
     }
 
     /// STUN round trip time of a relay in the last round.
     pub(crate) fn rtt(&self, relay: SocketAddr) -> Option<Duration> {
-        self.answers.get(&relay)?.rtt
+        Some(self.answers.get(&relay)?.rtt)
     }
 
-    /// What the last round says about the NAT. `own` are the addresses that this host itself has.
-    pub(crate) fn profile(&self, own: impl Fn(SocketAddr) -> bool) -> NatProfile {
-        NatProfile {
-            mapping: self.mapping(own),
-            filtering: self.filtering(),
-        }
+    /// The relay over IPv4 that is nearest, with its round trip time.
+    pub(crate) fn nearest(&self) -> Option<(SocketAddr, Duration)> {
+        let answers = self.answers.iter().filter(|(relay, _)| relay.is_ipv4());
+        let nearest = answers.min_by_key(|(_, answer)| answer.rtt)?;
+        Some((*nearest.0, nearest.1.rtt))
     }
 
-    fn mapping(&self, own: impl Fn(SocketAddr) -> bool) -> Mapping {
-        let seen: Vec<(IpAddr, Answers)> = self
-            .servers
-            .iter()
-            .filter_map(|server| Some((server.main.ip(), *self.answers.get(&server.main)?)))
-            .filter(|(_, answers)| answers.main.is_some_and(|main| main.is_ipv4()))
-            .collect();
-        let by_port = |answers: &Answers| matches!((answers.main, answers.alternative), (Some(a), Some(b)) if a != b);
-        let Some((first_relay, first)) = seen.first() else {
-            return Mapping::Unknown;
-        };
-        if seen.iter().any(|(_, answers)| by_port(answers)) {
-            return Mapping::AddressAndPortDependent;
-        }
-        if first.main.is_some_and(own) {
-            return Mapping::EndpointIndependent;
-        }
-        if seen.iter().any(|(_, answers)| answers.main != first.main) {
-            return Mapping::AddressDependent;
-        }
-        if seen.iter().any(|(relay, _)| relay != first_relay) {
-            return Mapping::EndpointIndependent;
-        }
-        Mapping::Unknown
-    }
-
-    fn filtering(&self) -> Filtering {
-        if self.filtered {
-            Filtering::AddressAndPortDependent
-        } else {
-            Filtering::Unknown
-        }
-    }
-
-    fn is_filtered(&self) -> bool {
-        let mut asked = self
-            .servers
-            .iter()
-            .filter(|server| server.alternative.is_some())
-            .filter_map(|server| self.answers.get(&server.main))
-            .filter(|answers| answers.main.is_some())
-            .peekable();
-        asked.peek().is_some() && asked.all(|answers| !answers.other_port)
+    /// What the last survey says about the NAT.
+    pub(crate) fn findings(&self) -> Findings {
+        self.findings
     }
 }
 
@@ -297,72 +235,30 @@ impl Round {
     }
 
     fn is_complete(&self) -> bool {
-        self.servers.is_empty()
-            || (self.sent > 0
-                && self.servers.iter().all(|server| {
-                    self.answers.get(&server.main).is_some_and(|answers| {
-                        answers.main.is_some()
-                            && (server.alternative.is_none()
-                                || answers.alternative.is_some() && answers.other_port)
-                    })
-                }))
+        let answered = |server: &StunServer| self.answers.contains_key(&server.main);
+        self.servers.is_empty() || self.sent > 0 && self.servers.iter().all(answered)
     }
 
-    fn transmit(&mut self, now: Instant, rng: &mut Random) -> Vec<(SocketAddr, Vec<u8>)> {
+    fn transmit(&mut self, now: Instant, rng: &mut Random) -> Vec<Request> {
         let mut requests = Vec::new();
         while TRANSMISSIONS
             .get(self.sent)
             .is_some_and(|at| now >= self.started + *at)
         {
-            for server in self.servers.clone() {
-                let answers = self.answers.get(&server.main).copied().unwrap_or_default();
-                if answers.main.is_none() {
-                    requests.push(self.ask(now, rng, server.main, Question::Main, server.main));
-                }
-                let Some(alternative) = server.alternative else {
-                    continue;
-                };
-                // An answer that was due with the main one shows that the filter was tested: see `Question::OtherPort`.
-                if answers.main.is_none() && self.sent < 2 {
-                    // Twice, because a lost packet would look like a filter.
-                    for _ in 0..2 {
-                        requests.push(self.ask(
-                            now,
-                            rng,
-                            server.main,
-                            Question::OtherPort,
-                            server.main,
-                        ));
-                    }
-                }
-                if answers.main.is_some() && answers.alternative.is_none() {
-                    requests.push(self.ask(
-                        now,
-                        rng,
-                        server.main,
-                        Question::Alternative,
-                        alternative,
-                    ));
-                }
-            }
             self.sent += 1;
+            for server in &self.servers {
+                if self.answers.contains_key(&server.main) {
+                    continue;
+                }
+                let id = rng.bytes();
+                self.pending.insert(id, (server.main, now));
+                requests.push(Request {
+                    socket: SocketId::MESH,
+                    remote: server.main,
+                    payload: stun::binding_request(&id, false),
+                });
+            }
         }
         requests
-    }
-
-    fn ask(
-        &mut self,
-        now: Instant,
-        rng: &mut Random,
-        relay: SocketAddr,
-        question: Question,
-        to: SocketAddr,
-    ) -> (SocketAddr, Vec<u8>) {
-        let id = rng.bytes();
-        self.pending.insert(id, (relay, question, now));
-        (
-            to,
-            stun::binding_request(&id, question == Question::OtherPort),
-        )
     }
 }

@@ -33,6 +33,10 @@ const PROBES: [Duration; 9] = [
 ];
 /// How long the last probe's answer is waited for.
 const LAST_WAIT: Duration = Duration::from_millis(500);
+/// Probes of a round that is not expected to open a NAT: what needs none opened has answered by then.
+const HOPELESS_PROBES: usize = 6;
+/// When ways that lead outside and back in are tried: hosts on one LAN have found each other by then.
+const LATER: Duration = Duration::from_secs(1);
 /// Pauses after failed rounds.
 const RETRY: [Duration; 4] = [
     Duration::from_secs(5),
@@ -58,17 +62,31 @@ pub(crate) struct Punch {
     start: Instant,
     /// Steps taken: first the openers, then the probes.
     step: usize,
+    probes: usize,
     targets: Vec<SocketAddr>,
+    later: Vec<SocketAddr>,
 }
 
 impl Punch {
-    /// A round that starts at `start` towards `targets`, of which the first [`limits::MAX_CANDIDATES`] count.
-    pub(crate) fn new(start: Instant, mut targets: Vec<SocketAddr>) -> Self {
+    /// A round that starts at `start` towards `targets`, of which the first [`limits::MAX_CANDIDATES`] count, and a second
+    /// later towards those of `later`. `hopeless`: only what needs no NAT opened may answer.
+    pub(crate) fn new(
+        start: Instant,
+        mut targets: Vec<SocketAddr>,
+        later: Vec<SocketAddr>,
+        hopeless: bool,
+    ) -> Self {
         targets.truncate(limits::MAX_CANDIDATES);
         Self {
             start,
             step: 0,
+            probes: if hopeless {
+                HOPELESS_PROBES
+            } else {
+                PROBES.len()
+            },
             targets,
+            later,
         }
     }
 
@@ -91,8 +109,9 @@ impl Punch {
 
     pub(crate) fn deadline(&self) -> Instant {
         let openers = OPENERS.iter().map(|(offset, _)| *offset);
-        let mut steps = openers.chain(PROBES).skip(self.step);
-        let end = PROBES[PROBES.len() - 1] + LAST_WAIT;
+        let probes = &PROBES[..self.probes];
+        let mut steps = openers.chain(probes.iter().copied()).skip(self.step);
+        let end = probes.last().copied().unwrap_or_default() + LAST_WAIT;
         self.start + steps.next().unwrap_or(end)
     }
 
@@ -103,10 +122,15 @@ impl Punch {
         }
         let step = match OPENERS.get(self.step) {
             Some((_, ttl)) => Step::Open(*ttl),
-            None if self.step < OPENERS.len() + PROBES.len() => Step::Probe,
+            None if self.step < OPENERS.len() + self.probes => Step::Probe,
             None => Step::Done,
         };
         self.step += 1;
+        if now.since(self.start) >= LATER {
+            for target in std::mem::take(&mut self.later) {
+                self.add_target(target);
+            }
+        }
         Some(step)
     }
 }
@@ -126,7 +150,7 @@ mod tests {
     #[test]
     fn a_round_is_openers_that_reach_further_and_further_then_probes_then_the_end() {
         let start = Instant::from_boot(Duration::from_secs(9));
-        let mut punch = Punch::new(start, vec!["1.2.3.4:5".parse().unwrap()]);
+        let mut punch = Punch::new(start, vec!["1.2.3.4:5".parse().unwrap()], Vec::new(), false);
         assert_eq!(punch.poll(start - Duration::from_millis(1)), None);
         let mut steps = Vec::new();
         while steps.last() != Some(&Step::Done) {
@@ -140,8 +164,24 @@ mod tests {
     }
 
     #[test]
+    fn a_round_without_hope_ends_after_a_second_and_the_outside_of_a_shared_nat_comes_later() {
+        let start = Instant::from_boot(Duration::from_secs(9));
+        let (lan, outside) = ("10.0.0.2:5".parse().unwrap(), "1.2.3.4:5".parse().unwrap());
+        let mut punch = Punch::new(start, vec![lan], vec![outside], false);
+        while punch.deadline() < start + LATER {
+            punch.poll(punch.deadline()).unwrap();
+            assert_eq!(punch.targets(), [lan]);
+        }
+        assert_eq!(punch.poll(punch.deadline()), Some(Step::Probe));
+        assert_eq!(punch.targets(), [lan, outside]);
+        let mut punch = Punch::new(start, vec![lan], Vec::new(), true);
+        while punch.poll(punch.deadline()) != Some(Step::Done) {}
+        assert!(punch.deadline() <= start + Duration::from_millis(1_100));
+    }
+
+    #[test]
     fn targets_are_bounded_and_distinct() {
-        let mut punch = Punch::new(Instant::default(), Vec::new());
+        let mut punch = Punch::new(Instant::default(), Vec::new(), Vec::new(), false);
         for port in 1..1_000 {
             punch.add_target(SocketAddr::from(([1, 2, 3, 4], port)));
         }

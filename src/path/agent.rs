@@ -2,6 +2,7 @@
 
 use super::scoring::is_better;
 use super::{Path, PathKey, Route};
+use crate::engine::SocketId;
 use crate::limits;
 use crate::rng::Random;
 use crate::time::Instant;
@@ -35,6 +36,8 @@ pub(crate) struct PathSet {
     paths: Vec<Path>,
     current: Option<PathKey>,
     since: Instant,
+    /// Why the current path is the current one.
+    reason: &'static str,
 }
 
 impl PathSet {
@@ -71,6 +74,18 @@ impl PathSet {
         self.get_mut(key)
     }
 
+    /// Forgets paths from a spare socket that lead nowhere any more; `false` if none is left, so that it can be closed.
+    pub(crate) fn retain_socket(&mut self, socket: SocketId, now: Instant) -> bool {
+        let current = self.current;
+        let own = |path: &Path| matches!(path.key, PathKey::Direct(own, _) if own == socket);
+        let alive = |path: &Path| Some(path.key) == current || path.is_proven(now);
+        let any = self.paths.iter().any(|path| own(path) && alive(path));
+        if !any {
+            self.paths.retain(|path| !own(path));
+        }
+        any
+    }
+
     pub(crate) fn current(&self) -> Option<&Path> {
         self.get(self.current?)
     }
@@ -78,6 +93,11 @@ impl PathSet {
     /// Since when the current path is the current one.
     pub(crate) fn since(&self) -> Instant {
         self.since
+    }
+
+    /// Why the current path is the current one, in words.
+    pub(crate) fn reason(&self) -> &'static str {
+        self.reason
     }
 
     /// Where data goes.
@@ -107,7 +127,8 @@ impl PathSet {
         self.paths.iter().any(Path::has_channel)
     }
 
-    /// Takes the answer to a probe that arrived by `arrival`; it proves the path that the probe was sent on.
+    /// Takes the answer to a probe that arrived by `arrival`; it proves the path that the probe was sent on, which is
+    /// returned.
     ///
     /// The answer to a direct probe need not come from where the probe was sent: between two NATs whose mappings depend
     /// on the destination, each direction keeps ports of its own. But an answer through a relay shows nothing about the
@@ -117,17 +138,15 @@ impl PathSet {
         arrival: PathKey,
         transaction: u64,
         now: Instant,
-    ) -> bool {
-        match arrival {
-            PathKey::Relay(_) => self
-                .get_mut(arrival)
-                .is_some_and(|path| path.probe_answered(transaction, now)),
-            PathKey::Direct(..) => self
-                .paths
-                .iter_mut()
-                .filter(|path| matches!(path.key, PathKey::Direct(..)))
-                .any(|path| path.probe_answered(transaction, now)),
-        }
+    ) -> Option<PathKey> {
+        let may_be_of = |path: &Path| match arrival {
+            PathKey::Relay(_) => path.key == arrival,
+            PathKey::Direct(..) => matches!(path.key, PathKey::Direct(..)),
+        };
+        self.paths
+            .iter_mut()
+            .filter(|path| may_be_of(path))
+            .find_map(|path| path.probe_answered(transaction, now).then_some(path.key))
     }
 
     /// The network changed: the path in use may lead nowhere now.
@@ -151,9 +170,11 @@ impl PathSet {
         self.current().is_some_and(Path::has_failed)
     }
 
-    /// Keepalives are for peers in use, and for the last path of a peer that no relay reaches.
+    /// Keepalives are for peers in use, for the last path of a peer that no relay reaches, and for a path that was won with
+    /// a spare socket: to find it again would cost far more than two datagrams each 15 s.
     fn keeps_alive(&self, using: Use) -> bool {
-        using.probes && (using.active || !self.has_relay())
+        let costly = |key| matches!(key, PathKey::Direct(socket, _) if socket != SocketId::MESH);
+        using.probes && (using.active || !self.has_relay() || self.current.is_some_and(costly))
     }
 
     /// When [`Self::handle_timeout`] has to run.
@@ -231,14 +252,15 @@ impl PathSet {
                 (Some(best.key), reason)
             }
         };
-        self.set_current(to, now);
+        self.set_current(to, reason, now);
         Some(Change { to, reason })
     }
 
     /// Makes a path the current one without a choice: a peer that has just one path moved.
-    pub(crate) fn set_current(&mut self, to: Option<PathKey>, now: Instant) {
+    pub(crate) fn set_current(&mut self, to: Option<PathKey>, reason: &'static str, now: Instant) {
         if self.current != to {
             self.since = now;
+            self.reason = reason;
         }
         self.current = to;
     }
@@ -283,7 +305,7 @@ mod tests {
     fn prove(set: &mut PathSet, key: PathKey, rtt: u64, now: Instant) {
         let path = set.get_or_add(key, now).unwrap();
         path.probe_sent(42, now - Duration::from_millis(rtt));
-        assert!(set.probe_answered(key, 42, now));
+        assert_eq!(set.probe_answered(key, 42, now), Some(key));
     }
 
     #[test]
@@ -293,7 +315,7 @@ mod tests {
             .unwrap()
             .received(at(5), 100);
         assert_eq!(set.choose(at(5)), None);
-        assert!(!set.probe_answered(direct(1), 1, at(6)), "never sent");
+        assert_eq!(set.probe_answered(direct(1), 1, at(6)), None, "never sent");
         prove(&mut set, direct(1), 1, at(10));
         assert_eq!(set.choose(at(10)).unwrap().to, Some(direct(1)));
     }
@@ -305,9 +327,9 @@ mod tests {
             .unwrap()
             .probe_sent(42, at(0));
         set.get_or_add(direct(2), at(0)).unwrap();
-        assert!(!set.probe_answered(relay(), 42, at(1)));
+        assert_eq!(set.probe_answered(relay(), 42, at(1)), None);
         assert!(!set.has_usable_direct(at(1)));
-        assert!(set.probe_answered(direct(2), 42, at(1)));
+        assert_eq!(set.probe_answered(direct(2), 42, at(1)), Some(direct(1)));
         assert!(set.get(direct(1)).unwrap().is_usable(at(1)));
         assert!(!set.get(direct(2)).unwrap().is_usable(at(1)));
     }

@@ -11,9 +11,10 @@ use zeroize::Zeroizing;
 
 use self::handshake::Handshake;
 use self::queue::PacketQueue;
-use crate::engine::{NetworkIndex, PeerKey, PeerSetup, PeerState};
+use crate::engine::{NetworkIndex, PeerKey, PeerSetup, PeerState, Record};
 use crate::identity::{NetworkId, NodeId};
 use crate::limits;
+use crate::nat::NatProfile;
 use crate::nat::punch::Punch;
 use crate::path::PathKey;
 use crate::path::agent::{PathSet, Use};
@@ -91,6 +92,15 @@ pub(crate) struct PunchSchedule {
     pub(crate) next: Option<Instant>,
     /// Rounds in a row that ended without a path.
     pub(crate) failed: u32,
+    /// Which plan for hard NATs is next, and whether it is due before the next plain round.
+    pub(crate) plan: u8,
+    pub(crate) plan_due: bool,
+    /// Where the peer is, as a relay has seen it.
+    pub(crate) observed: Option<SocketAddr>,
+    /// What the peer says of its NAT.
+    pub(crate) profile: Option<NatProfile>,
+    /// What was tried.
+    pub(crate) record: Record,
     pub(crate) round: u32,
     /// When the call that started the present round was sent, until it is answered.
     pub(crate) called: Option<Instant>,
@@ -127,6 +137,7 @@ const MOST_BYTES: usize = size_of::<Peer>()
     + Session::MOST_BYTES
     + limits::QUEUED_PACKETS * (size_of::<Vec<u8>>() + limits::MAX_DATAGRAM)
     + PathSet::MOST_BYTES
+    + Record::MOST_BYTES
     + limits::MAX_CANDIDATES * size_of::<SocketAddr>()
     + limits::MAX_PINGS * size_of::<PendingPing>();
 const _: () = assert!(MOST_BYTES <= limits::PEER_BYTES);

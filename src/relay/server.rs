@@ -54,6 +54,8 @@ struct Client {
     deadline: Option<Instant>,
     bytes: Bucket,
     messages: Bucket,
+    /// STUN answers from the other port to its IP address.
+    knocks: Bucket,
 }
 
 /// A question to an unproven address.
@@ -86,6 +88,7 @@ pub struct Server {
     byte_rate: Rate,
     message_rate: Rate,
     rebind_rate: Rate,
+    knock_rate: Rate,
     rebinds: Bucket,
 }
 
@@ -98,6 +101,7 @@ impl Server {
             byte_rate: Rate::new(settings.rate_limit, burst.max(limits::RELAY_MIN_BURST)),
             message_rate: Rate::new(limits::RELAY_MESSAGES.0, limits::RELAY_MESSAGES.1),
             rebind_rate: Rate::new(limits::RELAY_REBINDS.0, limits::RELAY_REBINDS.1),
+            knock_rate: Rate::new(limits::RELAY_KNOCKS.0, limits::RELAY_KNOCKS.1),
             rebinds: Bucket::default(),
             settings,
             clients: Slab::new(),
@@ -158,6 +162,7 @@ impl Server {
             deadline: None,
             bytes: Bucket::default(),
             messages: Bucket::default(),
+            knocks: Bucket::default(),
         });
         self.by_conn.insert(conn, slot);
         self.set_deadline(slot, Some(now + limits::RELAY_HELLO_TIMEOUT));

@@ -10,7 +10,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use super::WireError;
 use super::codec::{Reader, Writer};
 use crate::limits;
-use crate::nat::{Filtering, Mapping, NatProfile};
+use crate::nat::{Allocation, Filtering, Mapping, NatProfile};
 
 /// Next header of control packets: 253, "use for experimentation and testing" (RFC 3692, section 2.1).
 pub const NEXT_HEADER: u8 = 253;
@@ -66,6 +66,13 @@ pub struct CallMe {
     pub candidates: Vec<SocketAddr>,
     /// What the sender's NAT does.
     pub profile: NatProfile,
+    /// Round trip time to the receiver as the sender measured it, in milliseconds; 0 if it has not.
+    pub rtt: u16,
+    /// Which of the plans that follow from both profiles is to be tried, counted from 0; `None` for a plain punch. An
+    /// answer without it declines the plan.
+    pub plan: Option<u8>,
+    /// The external port that the sender expects its packets to come from.
+    pub port: Option<u16>,
 }
 
 impl Control {
@@ -154,8 +161,10 @@ impl CallMe {
     fn encode(&self, writer: &mut Writer<'_>) {
         writer.u32(self.round);
         writer.bool(self.reply);
-        writer.u8(self.profile.mapping as u8);
-        writer.u8(self.profile.filtering as u8);
+        encode_profile(&self.profile, writer);
+        writer.u16(self.rtt);
+        writer.u8(self.plan.map_or(NO_PLAN, |plan| plan.min(NO_PLAN - 1)));
+        writer.u16(self.port.unwrap_or(0));
         let count = self.candidates.len().min(limits::MAX_CANDIDATES);
         writer.u8(u8::try_from(count).unwrap_or(0));
         for candidate in &self.candidates[..count] {
@@ -166,9 +175,10 @@ impl CallMe {
     fn decode(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         let round = reader.u32()?;
         let reply = reader.bool()?;
-        let mapping = Mapping::from_wire(reader.u8()?).ok_or(WireError::Invalid("mapping"))?;
-        let filtering =
-            Filtering::from_wire(reader.u8()?).ok_or(WireError::Invalid("filtering"))?;
+        let profile = decode_profile(reader)?;
+        let rtt = reader.u16()?;
+        let plan = Some(reader.u8()?).filter(|plan| *plan != NO_PLAN);
+        let port = Some(reader.u16()?).filter(|port| *port != 0);
         let count = usize::from(reader.u8()?);
         if count > limits::MAX_CANDIDATES {
             return Err(WireError::Invalid("number of candidates"));
@@ -181,9 +191,61 @@ impl CallMe {
             round,
             reply,
             candidates,
-            profile: NatProfile { mapping, filtering },
+            profile,
+            rtt,
+            plan,
+            port,
         })
     }
+}
+
+const NO_PLAN: u8 = u8::MAX;
+
+/// Mapping, filtering, hairpinning, allocation with two numbers that only some kinds have.
+fn encode_profile(profile: &NatProfile, writer: &mut Writer<'_>) {
+    writer.u8(profile.mapping as u8);
+    writer.u8(profile.filtering as u8);
+    writer.u8(match profile.hairpin {
+        None => 0,
+        Some(false) => 1,
+        Some(true) => 2,
+    });
+    let (kind, first, second) = match profile.allocation {
+        Allocation::Unknown => (0, 0, 0),
+        Allocation::Preserving => (1, 0, 0),
+        Allocation::Sequential { delta } => (2, i16::from(delta) as u16, 0),
+        Allocation::Random { low, high } => (3, low, high),
+    };
+    writer.u8(kind);
+    writer.u16(first);
+    writer.u16(second);
+}
+
+fn decode_profile(reader: &mut Reader<'_>) -> Result<NatProfile, WireError> {
+    let mapping = Mapping::from_wire(reader.u8()?).ok_or(WireError::Invalid("mapping"))?;
+    let filtering = Filtering::from_wire(reader.u8()?).ok_or(WireError::Invalid("filtering"))?;
+    let hairpin = match reader.u8()? {
+        0 => None,
+        1 => Some(false),
+        2 => Some(true),
+        _ => return Err(WireError::Invalid("hairpinning")),
+    };
+    let allocation = match (reader.u8()?, reader.u16()?, reader.u16()?) {
+        (0, 0, 0) => Allocation::Unknown,
+        (1, 0, 0) => Allocation::Preserving,
+        (2, delta, 0) => match i8::try_from(delta as i16) {
+            Ok(delta @ (-5..=-1 | 1..=5)) => Allocation::Sequential { delta },
+            _ => return Err(WireError::Invalid("port allocation")),
+        },
+        (3, low, high) if low <= high => Allocation::Random { low, high },
+        _ => return Err(WireError::Invalid("port allocation")),
+    };
+    Ok(NatProfile {
+        mapping,
+        filtering,
+        allocation,
+        hairpin,
+    })
 }
 
 #[cfg(test)]
@@ -212,7 +274,27 @@ mod tests {
                 profile: NatProfile {
                     mapping: Mapping::EndpointIndependent,
                     filtering: Filtering::AddressAndPortDependent,
+                    allocation: Allocation::Sequential { delta: -2 },
+                    hairpin: Some(true),
                 },
+                rtt: 40,
+                plan: Some(2),
+                port: Some(5_000),
+            }),
+            Control::CallMe(CallMe {
+                round: 4,
+                reply: true,
+                candidates: Vec::new(),
+                profile: NatProfile {
+                    allocation: Allocation::Random {
+                        low: 2_000,
+                        high: 60_000,
+                    },
+                    ..NatProfile::default()
+                },
+                rtt: 0,
+                plan: None,
+                port: None,
             }),
             Control::Ping { token: 9 },
             Control::Pong { token: 9 },

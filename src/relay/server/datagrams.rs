@@ -21,7 +21,7 @@ impl Server {
         match (classify(segment), socket) {
             (Protocol::RelayFrame, Socket::Main) => self.forward(now, from, segment),
             (Protocol::Quic, Socket::Main) => Verdict::Quic,
-            (Protocol::Stun, _) => self.answer_stun(socket, from, segment),
+            (Protocol::Stun, _) => self.answer_stun(now, socket, from, segment),
             (_, Socket::Main) => self.dropped(DropReason::UnknownProtocol),
             (_, Socket::Alt) => self.dropped(DropReason::WrongPort),
         }
@@ -74,7 +74,13 @@ impl Server {
         })
     }
 
-    fn answer_stun(&mut self, socket: Socket, from: SocketAddr, segment: &[u8]) -> Verdict {
+    fn answer_stun(
+        &mut self,
+        now: Instant,
+        socket: Socket,
+        from: SocketAddr,
+        segment: &[u8],
+    ) -> Verdict {
         let Ok(stun::Message::Request {
             txn,
             change_port,
@@ -85,8 +91,6 @@ impl Server {
         };
         let socket = match (socket, change_port) {
             (socket, false) => socket,
-            // Whoever asks for this from a forged address would have us knock at a stranger's NAT.
-            _ if !self.is_client_address(from) => return self.dropped(DropReason::UnprovenStun),
             (Socket::Alt, true) => Socket::Main,
             (Socket::Main, true) if self.settings.alt_port.is_some() => Socket::Alt,
             (Socket::Main, true) => return self.dropped(DropReason::MalformedStun),
@@ -96,6 +100,9 @@ impl Server {
         if asked < len {
             return self.dropped(DropReason::SmallStun);
         }
+        if change_port && let Err(reason) = self.may_knock(now, from) {
+            return self.dropped(reason);
+        }
         self.stats.stun += 1;
         Verdict::Reply(Reply {
             socket,
@@ -104,9 +111,25 @@ impl Server {
         })
     }
 
-    fn is_client_address(&self, address: SocketAddr) -> bool {
-        let mut at = self.by_address.range((address, 0)..=(address, usize::MAX));
-        at.next().is_some()
+    /// Whether an answer may go from a port that was not sent to. Whoever asks for this from a forged address would have
+    /// us knock at a stranger's NAT, so it is for addresses that a client has proved, and not often: no larger than what
+    /// came, at any port, because clients measure on sockets that they use for nothing else.
+    fn may_knock(&mut self, now: Instant, to: SocketAddr) -> Result<(), DropReason> {
+        let ip = to.ip();
+        let first = (SocketAddr::new(ip, 0), 0);
+        let last = (SocketAddr::new(ip, u16::MAX), usize::MAX);
+        let clients = self.by_address.range(first..=last);
+        let mut here = clients.filter(|(proved, _)| proved.ip() == ip).peekable();
+        if here.peek().is_none() {
+            return Err(DropReason::UnprovenStun);
+        }
+        let (rate, clients) = (self.knock_rate, &mut self.clients);
+        let mut spare = here.take(limits::RELAY_KNOCKERS);
+        if spare.any(|(_, slot)| clients[*slot].knocks.take(now, rate, 1)) {
+            Ok(())
+        } else {
+            Err(DropReason::StunLimit)
+        }
     }
 
     const fn dropped(&mut self, reason: DropReason) -> Verdict {

@@ -25,6 +25,8 @@ pub enum DropReason {
     SmallStun,
     /// A STUN request for an answer from the other port, by somebody who is not connected.
     UnprovenStun,
+    /// A STUN request for an answer from the other port, beyond the rate of the clients at that address.
+    StunLimit,
     /// Control messages beyond the client's rate.
     MessageLimit,
     /// A packet for a client that does not take its messages fast enough.
@@ -43,7 +45,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of declaration.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::UnknownProtocol,
         Self::WrongPort,
         Self::MalformedFrame,
@@ -54,6 +56,7 @@ impl DropReason {
         Self::MalformedStun,
         Self::SmallStun,
         Self::UnprovenStun,
+        Self::StunLimit,
         Self::MessageLimit,
         Self::SlowClient,
         Self::ChannelLimit,
@@ -76,6 +79,7 @@ impl DropReason {
             Self::MalformedStun => "malformed_stun",
             Self::SmallStun => "small_stun",
             Self::UnprovenStun => "unproven_stun",
+            Self::StunLimit => "stun_limit",
             Self::MessageLimit => "message_limit",
             Self::SlowClient => "slow_client",
             Self::ChannelLimit => "channel_limit",

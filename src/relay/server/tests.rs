@@ -905,7 +905,7 @@ mod datagrams {
     }
 
     #[test]
-    fn an_answer_from_the_other_port_is_for_proved_addresses_of_clients_only() {
+    fn an_answer_from_the_other_port_is_for_proved_ip_addresses_of_clients_only() {
         let mut world = World::open();
         let refused = Verdict::Dropped(DropReason::UnprovenStun);
         assert_eq!(world.stun(Socket::Main, A, true), refused);
@@ -920,10 +920,45 @@ mod datagrams {
             };
             assert_eq!(reply.socket, answered);
         }
-        assert_eq!(world.stun(Socket::Main, "192.0.2.1:1001", true), refused);
-        assert_eq!(world.stun(Socket::Main, "192.0.2.1:999", true), refused);
+        for port in [1, 999, 1001, 65_535] {
+            let from = format!("192.0.2.1:{port}");
+            let Verdict::Reply(reply) = world.stun(Socket::Main, &from, true) else {
+                panic!("{from}");
+            };
+            assert_eq!(reply.socket, Socket::Alt);
+        }
+        for stranger in ["192.0.2.0:1000", "192.0.2.2:1000", B] {
+            assert_eq!(world.stun(Socket::Main, stranger, true), refused);
+        }
         world.server.handle_closed(a);
         assert_eq!(world.stun(Socket::Main, A, true), refused);
+    }
+
+    #[test]
+    fn answers_from_the_other_port_are_no_larger_than_requests_and_limited_for_each_client() {
+        let mut world = World::open();
+        world.client(1, 1, A);
+        world.client(2, 2, "192.0.2.9:1000");
+        let asked = stun::binding_request(&[5; 12], true).len();
+        let mut granted = 0;
+        for port in 1..200 {
+            match world.stun(Socket::Main, &format!("192.0.2.1:{port}"), true) {
+                Verdict::Reply(reply) => {
+                    assert!(reply.payload().len() <= asked);
+                    granted += 1;
+                }
+                verdict => assert_eq!(verdict, Verdict::Dropped(DropReason::StunLimit)),
+            }
+        }
+        assert_eq!(granted, limits::RELAY_KNOCKS.1);
+        let other = world.stun(Socket::Main, "192.0.2.9:7", true);
+        assert!(matches!(other, Verdict::Reply(_)), "{other:?}");
+        world.now = world.now + Duration::from_secs(1);
+        let later = (1..200).filter(|port| {
+            let verdict = world.stun(Socket::Main, &format!("192.0.2.1:{port}"), true);
+            matches!(verdict, Verdict::Reply(_))
+        });
+        assert_eq!(later.count() as u64, limits::RELAY_KNOCKS.0);
     }
 
     #[test]

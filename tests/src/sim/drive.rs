@@ -35,8 +35,8 @@ impl Sim {
     }
 
     pub(super) fn apply(&mut self, id: HostId, effects: Effects) {
-        for (to, ttl, bytes) in effects.datagrams {
-            self.send_from_host(id, to, ttl, Body::Bytes(bytes));
+        for (port, to, ttl, bytes) in effects.datagrams {
+            self.send_from_port(id, port, to, ttl, Body::Bytes(bytes));
         }
         for packet in effects.inner {
             self.delivered(id, packet);

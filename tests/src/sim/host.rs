@@ -7,7 +7,7 @@ use std::time::Duration;
 use mesh_core::batch::{Batches, ReceiveBatch};
 use mesh_core::engine::{
     Engine, Event, HostAddress, NetworkIndex, NetworkSetup, Output, PathStatus, PeerKey, PeerSetup,
-    RelayAction, RelayEvent, RelayHandle, SocketId,
+    RelayAction, RelayEvent, RelayHandle, SocketAction, SocketId,
 };
 use mesh_core::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
 use mesh_core::offload::SuperPacket;
@@ -17,6 +17,7 @@ use mesh_core::wire::relay::{Framer, ServerMessage};
 use zeroize::Zeroizing;
 
 use super::quic::Connection;
+use super::rng::Rng;
 
 /// The only network of each host.
 pub const NETWORK: NetworkIndex = NetworkIndex(0);
@@ -27,7 +28,8 @@ pub const PORT: u16 = 41_820;
 const TIME_OF_DAY: Duration = Duration::from_secs(1_800_000_000);
 /// Timeouts that an engine may want at one and the same instant.
 const MAX_TIMEOUTS_AT_ONCE: usize = 32;
-/// Outputs and datagrams that one input may cause: every peer's punch with all candidates, doubled.
+/// Outputs and datagrams that one input may cause: every peer's punch with all candidates, doubled; as many as open and
+/// use the sockets of a spray.
 const MAX_OUTPUTS: usize = 1_024;
 /// Datagrams in one GRO buffer.
 const MAX_COALESCED: usize = 64;
@@ -38,6 +40,7 @@ const KEPT_EVENTS: usize = 1_000;
 #[derive(Debug)]
 pub(super) enum Input {
     Udp {
+        socket: SocketId,
         from: SocketAddr,
         bytes: Vec<u8>,
         stride: usize,
@@ -59,7 +62,8 @@ pub(super) enum Input {
 /// What an input caused.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
-    pub(super) datagrams: Vec<(SocketAddr, Option<u8>, Vec<u8>)>,
+    /// From which of our ports, where to, the TTL if it is not the usual one, and what.
+    pub(super) datagrams: Vec<(u16, SocketAddr, Option<u8>, Vec<u8>)>,
     pub(super) inner: Vec<Vec<u8>>,
     pub(super) relay: Vec<(RelayHandle, RelayAction)>,
     pub(super) events: Vec<Event>,
@@ -77,7 +81,7 @@ pub(super) struct Dialled {
 /// What a host has done and seen, for tests to look at.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Datagrams sent from the mesh socket.
+    /// Datagrams sent.
     pub datagrams: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -178,7 +182,10 @@ pub struct Host {
     pub(super) engine: Option<Engine>,
     pub(super) dialled: BTreeMap<RelayHandle, Dialled>,
     /// Datagrams that arrived at this instant, to be coalesced as GRO does.
-    pub(super) inbox: Vec<(SocketAddr, Vec<u8>)>,
+    pub(super) inbox: Vec<(SocketId, SocketAddr, Vec<u8>)>,
+    /// Ports of the engine's spare sockets.
+    spares: BTreeMap<SocketId, u16>,
+    rng: Rng,
     /// The engine's wake-up that is in the queue of events.
     pub(super) armed: Option<Instant>,
     /// The wake-up for relay connections that is in the queue of events.
@@ -199,6 +206,8 @@ impl Host {
             engine: None,
             dialled: BTreeMap::new(),
             inbox: Vec::new(),
+            spares: BTreeMap::new(),
+            rng: Rng::new(u64::from_le_bytes(std::array::from_fn(|at| key[at]))),
             armed: None,
             quic_armed: None,
             timeouts: (Instant::default(), 0),
@@ -234,7 +243,22 @@ impl Host {
         self.engine = None;
         self.dialled.clear();
         self.inbox.clear();
+        self.spares.clear();
         self.paths.clear();
+    }
+
+    /// How many spare sockets the engine has.
+    pub fn spares(&self) -> usize {
+        self.spares.len()
+    }
+
+    /// Which of the engine's sockets has a port.
+    pub(super) fn socket_at(&self, port: u16) -> Option<SocketId> {
+        if port == self.port {
+            return Some(SocketId::MESH);
+        }
+        let mut spares = self.spares.iter();
+        spares.find_map(|(socket, own)| (*own == port).then_some(*socket))
     }
 
     /// Feeds the engine and collects everything that comes of it.
@@ -246,17 +270,24 @@ impl Host {
         batches: &mut Batches,
     ) -> Effects {
         let port = self.port;
-        let Some(engine) = &mut self.engine else {
+        let Self {
+            spares,
+            rng,
+            engine: Some(engine),
+            ..
+        } = self
+        else {
             return Effects::default();
         };
         let mut inner = Vec::new();
         match input {
             Input::Udp {
+                socket,
                 from,
                 bytes,
                 stride,
             } => {
-                let mut received = ReceiveBatch::of(SocketId::MESH, from, &bytes, stride);
+                let mut received = ReceiveBatch::of(socket, from, &bytes, stride);
                 engine.handle_udp(now, &mut received, batches);
                 received.write(|network, storage, ranges| {
                     assert_eq!(network, NETWORK);
@@ -283,16 +314,37 @@ impl Host {
                 engine.set_local_addresses(now, &addresses, Some(port), Some(port));
             }
         }
-        let mut effects = flush(batches);
+        let port_of = |spares: &BTreeMap<SocketId, u16>, socket| match socket {
+            SocketId::MESH => Some(port),
+            spare => spares.get(&spare).copied(),
+        };
+        let mut effects = flush(batches, |socket| port_of(spares, socket));
         effects.inner = inner;
         while let Some(output) = engine.poll_output() {
             match output {
                 Output::Datagram {
-                    socket: _,
+                    socket,
                     remote,
                     ttl,
                     payload,
-                } => effects.datagrams.push((remote, ttl, payload)),
+                } => {
+                    let port = port_of(spares, socket);
+                    assert!(port.is_some(), "a datagram from a socket that is not open");
+                    let datagram = port.map(|port| (port, remote, ttl, payload));
+                    effects.datagrams.extend(datagram);
+                }
+                Output::Socket(socket, SocketAction::Open) => {
+                    // As Linux: any free port of a large range.
+                    let free = |new: &u16| *new != port && !spares.values().any(|own| own == new);
+                    let mut any = std::iter::repeat_with(|| 32_768 + rng.below(28_232) as u16);
+                    let given = any.find(free);
+                    spares.extend(given.map(|port| (socket, port)));
+                    engine.socket_opened(now, socket, given);
+                }
+                Output::Socket(socket, SocketAction::Close) => {
+                    let closed = spares.remove(&socket);
+                    assert!(closed.is_some(), "a socket that is not open is closed");
+                }
                 Output::Packet { network, packet } => {
                     assert_eq!(network, NETWORK);
                     effects.inner.push(packet);
@@ -312,7 +364,7 @@ impl Host {
     }
 
     fn note(&mut self, now: Instant, effects: &Effects) {
-        for (_, _, payload) in &effects.datagrams {
+        for (_, _, _, payload) in &effects.datagrams {
             self.counters.datagrams += 1;
             self.counters.bytes += payload.len() as u64;
         }
@@ -348,14 +400,15 @@ impl Host {
     pub(super) fn take_inbox(&mut self) -> Vec<Input> {
         let mut inputs: Vec<Input> = Vec::new();
         let mut open = false;
-        for (from, bytes) in std::mem::take(&mut self.inbox) {
+        for (socket, from, bytes) in std::mem::take(&mut self.inbox) {
             if let Some(Input::Udp {
+                socket: by,
                 from: last,
                 bytes: buffer,
                 stride,
             }) = inputs.last_mut()
                 && open
-                && *last == from
+                && (*by, *last) == (socket, from)
                 && bytes.len() <= *stride
                 && buffer.len() / *stride < MAX_COALESCED
             {
@@ -366,6 +419,7 @@ impl Host {
             let stride = bytes.len();
             open = stride > 0;
             inputs.push(Input::Udp {
+                socket,
                 from,
                 bytes,
                 stride,
@@ -375,15 +429,17 @@ impl Host {
     }
 }
 
-/// Empties the batches as the shell does: datagrams are cut off their runs.
-fn flush(batches: &mut Batches) -> Effects {
+/// Empties the batches as the shell does: datagrams are cut off their runs, and leave by the port of their socket.
+fn flush(batches: &mut Batches, port_of: impl Fn(SocketId) -> Option<u16>) -> Effects {
     let mut effects = Effects::default();
     for (run, bytes) in batches.send.runs() {
         assert!(run.segment > 0, "a run of empty datagrams");
-        let datagrams = bytes.chunks(run.segment);
-        effects
-            .datagrams
-            .extend(datagrams.map(|datagram| (run.remote, None, datagram.to_vec())));
+        let port = port_of(run.socket);
+        assert!(port.is_some(), "a run from a socket that is not open");
+        for datagram in bytes.chunks(run.segment) {
+            let datagram = port.map(|port| (port, run.remote, None, datagram.to_vec()));
+            effects.datagrams.extend(datagram);
+        }
     }
     batches.send.clear();
     batches.quic.clear();

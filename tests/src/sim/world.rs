@@ -323,9 +323,9 @@ impl Sim {
     }
 
     fn arrive_at_host(&mut self, id: HostId, packet: Packet) {
-        if packet.destination.port() != self.host(id).port {
+        let Some(socket) = self.host(id).socket_at(packet.destination.port()) else {
             return self.dropped(id.0, &packet, "no such port");
-        }
+        };
         self.log
             .push(self.now, id.0.0, Entry::Received((&packet).into()));
         let Packet { source, body, .. } = packet;
@@ -339,7 +339,7 @@ impl Sim {
             Body::Quic(frame) => self.quic_arrived(id, frame),
             Body::Bytes(bytes) if host.engine.is_none() => host.raw.push_back((source, bytes)),
             Body::Bytes(bytes) => {
-                host.inbox.push((source, bytes));
+                host.inbox.push((socket, source, bytes));
                 if host.inbox.len() == 1 {
                     self.schedule(self.now, Event::Read(id));
                 }
@@ -356,6 +356,18 @@ impl Sim {
         body: Body,
     ) {
         let port = self.host(id).port;
+        self.send_from_port(id, port, to, ttl, body);
+    }
+
+    /// Sends a datagram from one of a host's ports.
+    pub(super) fn send_from_port(
+        &mut self,
+        id: HostId,
+        port: u16,
+        to: SocketAddr,
+        ttl: Option<u8>,
+        body: Body,
+    ) {
         let Some(ip) = self.nodes[id.0.0].table.source_for(to.ip()) else {
             let text = format!("no route to {to}");
             return self.note(id.0, text);

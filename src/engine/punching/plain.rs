@@ -1,0 +1,116 @@
+//! The plain simultaneous punch from the mesh socket.
+
+use std::net::SocketAddr;
+
+use super::SETTLE;
+use crate::engine::{Engine, PeerIndex, SocketId, Strategy};
+use crate::limits;
+use crate::nat::punch::{Punch, Step};
+use crate::path::PathKey;
+use crate::time::Instant;
+use crate::wire::control::Control;
+
+impl Engine {
+    pub(super) fn start_punch(&mut self, now: Instant, index: PeerIndex, start: Instant) {
+        // Where this cannot work, only the LAN and IPv6 may answer, and they do so soon.
+        let hopeless = self
+            .prospects(index)
+            .is_some_and(|prospects| !prospects.plain);
+        let (shared, hairpin) = (self.shares_nat(index), self.nat_profile().hairpin);
+        let public = self.own_public_ip();
+        let Some(peer) = self.peer_mut(index) else {
+            return;
+        };
+        let mut targets = peer.candidates.clone();
+        targets.extend(peer.endpoints.iter().take(limits::MAX_ENDPOINTS));
+        for path in peer.paths.iter() {
+            if let PathKey::Direct(SocketId::MESH, remote) = path.key
+                && path.is_proven(now)
+            {
+                targets.push(remote);
+            }
+        }
+        let mut distinct: Vec<SocketAddr> = Vec::new();
+        for target in targets {
+            if !distinct.contains(&target) {
+                distinct.push(target);
+            }
+        }
+        // Behind one NAT the way through its outside is the last one, if it exists at all.
+        let outside = |target: &SocketAddr| shared && Some(target.ip()) == public;
+        let (mut later, first): (Vec<_>, Vec<_>) = distinct.into_iter().partition(outside);
+        if hairpin == Some(false) {
+            later.clear();
+        }
+        peer.punching.called = None;
+        peer.punching.started = Some(now);
+        peer.punching.running = Some(Punch::new(start, first, later, hopeless));
+    }
+
+    pub(super) fn run_punch(&mut self, now: Instant, index: PeerIndex) {
+        loop {
+            let Some(peer) = self.peer_mut(index) else {
+                return;
+            };
+            let Some(punch) = &mut peer.punching.running else {
+                return;
+            };
+            let opened = peer.paths.has_usable_direct(now);
+            if opened && now.since(punch.started()) >= SETTLE {
+                peer.punching.running = None;
+                peer.punching.next = None;
+                return;
+            }
+            let Some(step) = punch.poll(now) else { return };
+            let (started, targets) = (punch.started(), punch.targets().to_vec());
+            match step {
+                Step::Open(ttl) => self.open_nat(now, index, &targets, ttl),
+                Step::Probe => self.probe_targets(now, index, started, &targets),
+                Step::Done => {
+                    self.punch_failed(now, index);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Openers are not waited for: they are made to die on the way.
+    fn open_nat(&mut self, now: Instant, index: PeerIndex, targets: &[SocketAddr], ttl: u8) {
+        for target in targets {
+            let transaction = self.rng.u64();
+            let opener = Control::Probe { transaction };
+            self.send_control(
+                now,
+                index,
+                Some(PathKey::direct(*target)),
+                &opener,
+                Some(ttl),
+            );
+        }
+    }
+
+    fn probe_targets(
+        &mut self,
+        now: Instant,
+        index: PeerIndex,
+        started: Instant,
+        targets: &[SocketAddr],
+    ) {
+        for target in targets {
+            let key = PathKey::direct(*target);
+            let Some(peer) = self.peer_mut(index) else {
+                return;
+            };
+            let wanted = peer
+                .paths
+                .get_or_add(key, now)
+                .is_some_and(|path| !path.is_usable(now));
+            if wanted {
+                let record = &mut peer.punching.record;
+                record.probed(now, started, Strategy::Plain, *target, 1);
+                let transaction = self.rng.u64();
+                self.send_probe(now, index, key, transaction);
+            }
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! How the NAT before this host maps, filters and allocates, measured on fresh sockets (RFC 5780, sections 4.3 to 4.5).
+//!
+//! Not on the mesh socket: on a router that takes unsolicited packets for its own, an answer that is filtered occupies
+//! that port's place in the connection table, and our next packet to it has to leave from another external port. Peers
+//! would be told the wrong one.
+//!
+//! One socket tests the filter, while [`SAMPLES`] others are asked about one after the other. When both is done, the last
+//! of these asks the relay's second port and the other relays, which shows what the mapping depends on, and the two send
+//! to each other's external addresses.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::allocation::{SAMPLES, Sample};
+use super::profile::StunServer;
+use super::{Allocation, Filtering, Mapping, NatProfile};
+use crate::engine::SocketId;
+use crate::limits;
+use crate::rng::Random;
+use crate::time::Instant;
+use crate::wire::stun::{self, TransactionId};
+
+/// Sockets that a survey takes: the first is for the filter.
+pub(crate) const SOCKETS: usize = SAMPLES + 1;
+/// When the filter is tested, counted from the start. Each time asks twice: what gets lost would look like a filter.
+const FILTER: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(80),
+    Duration::from_millis(160),
+];
+/// When comparisons are asked for, counted from their start.
+const COMPARISON: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(80),
+    Duration::from_millis(200),
+];
+/// Shortest wait for an answer, beyond the round trip time that is known.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How often a fresh socket asks.
+const TRIES: u8 = 2;
+/// A survey of a dead line ends here.
+const END: Duration = Duration::from_secs(4);
+
+/// What a request is to find out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Question {
+    /// The external address of this socket, as the relay's main port sees it.
+    Address(usize),
+    /// Whether an answer from the port that was not sent to gets in.
+    OtherPort,
+    /// The address of the last socket for the relay's other port.
+    Alternative,
+    /// The same for another relay.
+    Relay(usize),
+    /// Whether our own packet comes back in.
+    Hairpin,
+}
+
+/// A datagram to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) socket: SocketId,
+    pub(crate) remote: SocketAddr,
+    pub(crate) payload: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Fresh {
+    socket: SocketId,
+    local: Option<u16>,
+    external: Option<(Instant, SocketAddr)>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    question: Question,
+    from: Option<SocketAddr>,
+}
+
+/// What came out of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Findings {
+    pub(crate) profile: NatProfile,
+    /// Ports a second that other hosts take from a sequential NAT.
+    pub(crate) foreign: f64,
+}
+
+/// One measurement.
+pub(crate) struct Survey {
+    started: Instant,
+    server: StunServer,
+    /// Main ports of relays at other addresses.
+    others: Vec<SocketAddr>,
+    rtt: Duration,
+    fresh: Vec<Fresh>,
+    pending: BTreeMap<TransactionId, Pending>,
+    /// Rounds of the filter's test that went out.
+    filter_asked: usize,
+    filter_open: bool,
+    /// The socket that is being asked about, how often, and until when it is waited for.
+    sampling: (usize, u8, Instant),
+    /// When the comparisons began, and how many rounds of them went out.
+    comparing: Option<(Instant, usize)>,
+    alternative: Option<SocketAddr>,
+    seen_by: Vec<Option<SocketAddr>>,
+    hairpin: bool,
+    done: bool,
+}
+
+impl Survey {
+    /// Asks `server`, whose round trip time is `rtt`, and compares with `others`; `sockets` are [`SOCKETS`] new ones.
+    pub(crate) fn new(
+        now: Instant,
+        server: StunServer,
+        others: Vec<SocketAddr>,
+        rtt: Duration,
+        sockets: Vec<SocketId>,
+    ) -> Self {
+        let fresh = |socket| Fresh {
+            socket,
+            local: None,
+            external: None,
+        };
+        Self {
+            started: now,
+            server,
+            seen_by: vec![None; others.len()],
+            others,
+            rtt,
+            fresh: sockets.into_iter().map(fresh).collect(),
+            pending: BTreeMap::new(),
+            filter_asked: 0,
+            filter_open: false,
+            sampling: (1, 0, now),
+            comparing: None,
+            alternative: None,
+            hairpin: false,
+            done: false,
+        }
+    }
+
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = SocketId> {
+        self.fresh.iter().map(|fresh| fresh.socket)
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// The kernel gave a socket its port, or none: then there is nothing to measure with.
+    pub(crate) fn opened(&mut self, socket: SocketId, port: Option<u16>) {
+        match self.fresh.iter_mut().find(|fresh| fresh.socket == socket) {
+            Some(fresh) if port.is_some() => fresh.local = port,
+            Some(_) => self.done = true,
+            None => {}
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        let end = self.started + END;
+        if let Some((since, asked)) = self.comparing {
+            let over = since + self.comparison_time();
+            let next = COMPARISON.get(asked).map_or(over, |at| since + *at);
+            return next.min(over).min(end);
+        }
+        let filter = match FILTER.get(self.filter_asked) {
+            Some(at) if !self.filter_open => self.started + *at,
+            _ => self.filter_end(),
+        };
+        let sampling = (self.sampling.0 < self.fresh.len()).then_some(self.sampling.2);
+        let filter = (sampling.is_none() || filter < self.filter_end()).then_some(filter);
+        [filter, sampling]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(end)
+            .min(end)
+    }
+
+    /// Continues; returns what is to be sent.
+    pub(crate) fn poll(&mut self, now: Instant, rng: &mut Random) -> Vec<Request> {
+        let mut requests = Vec::new();
+        if self.done {
+            return requests;
+        }
+        if now.since(self.started) >= END {
+            self.done = true;
+            return requests;
+        }
+        self.test_filter(now, rng, &mut requests);
+        self.take_samples(now, rng, &mut requests);
+        let sampled = self.sampling.0 >= self.fresh.len();
+        if self.comparing.is_none() && sampled && self.is_filter_over(now) {
+            self.comparing = Some((now, 0));
+        }
+        self.compare(now, rng, &mut requests);
+        requests
+    }
+
+    fn test_filter(&mut self, now: Instant, rng: &mut Random, requests: &mut Vec<Request>) {
+        while let Some(at) = FILTER.get(self.filter_asked)
+            && now >= self.started + *at
+            && self.comparing.is_none()
+        {
+            self.filter_asked += 1;
+            if self.filter_open {
+                continue;
+            }
+            let (main, alternative) = (self.server.main, self.server.alternative);
+            if self
+                .fresh
+                .first()
+                .is_some_and(|fresh| fresh.external.is_none())
+            {
+                requests.extend(self.ask(rng, 0, Question::Address(0), main, Some(main)));
+            }
+            for _ in 0..2 {
+                if alternative.is_some() {
+                    requests.extend(self.ask(rng, 0, Question::OtherPort, main, alternative));
+                }
+            }
+        }
+    }
+
+    /// An answer from the other port is as late as one from the main port, and both were asked for several times.
+    fn filter_end(&self) -> Instant {
+        let last = FILTER.last().copied().unwrap_or_default();
+        self.started + last + self.rtt * 3 / 2 + PATIENCE
+    }
+
+    fn is_filter_over(&self, now: Instant) -> bool {
+        let heard = self
+            .fresh
+            .first()
+            .is_some_and(|fresh| fresh.external.is_some());
+        let untestable = self.server.alternative.is_none();
+        heard && (self.filter_open || untestable) || now >= self.filter_end()
+    }
+
+    fn take_samples(&mut self, now: Instant, rng: &mut Random, requests: &mut Vec<Request>) {
+        while self.sampling.0 < self.fresh.len() {
+            let (at, tries, until) = self.sampling;
+            if self.fresh[at].external.is_some() || tries >= TRIES && now >= until {
+                self.sampling = (at + 1, 0, now);
+                continue;
+            }
+            if now < until {
+                return;
+            }
+            self.sampling = (at, tries + 1, now + self.rtt * 3 / 2 + PATIENCE);
+            let main = self.server.main;
+            requests.extend(self.ask(rng, at, Question::Address(at), main, Some(main)));
+            return;
+        }
+    }
+
+    fn compare(&mut self, now: Instant, rng: &mut Random, requests: &mut Vec<Request>) {
+        let Some((since, asked)) = self.comparing else {
+            return;
+        };
+        if now >= since + self.comparison_time() {
+            self.done = true;
+            return;
+        }
+        if COMPARISON.get(asked).is_none_or(|at| now < since + *at) {
+            return;
+        }
+        self.comparing = Some((since, asked + 1));
+        let last = self.last();
+        if let Some(alternative) = self.server.alternative
+            && self.alternative.is_none()
+        {
+            let from = Some(alternative);
+            requests.extend(self.ask(rng, last, Question::Alternative, alternative, from));
+        }
+        for at in 0..self.others.len() {
+            let other = self.others[at];
+            if self.seen_by[at].is_none() {
+                requests.extend(self.ask(rng, last, Question::Relay(at), other, Some(other)));
+            }
+        }
+        let outside = |at: usize| self.fresh.get(at)?.external.map(|(_, address)| address);
+        if let (Some(first), Some(second)) = (outside(0), outside(last))
+            && !self.hairpin
+        {
+            requests.extend(self.ask(rng, last, Question::Hairpin, first, None));
+            requests.extend(self.ask(rng, 0, Question::Hairpin, second, None));
+        }
+    }
+
+    /// How long comparisons are waited for: shorter once all relays have answered, as a packet of our own that comes back
+    /// from the router does not go as far as they are.
+    fn comparison_time(&self) -> Duration {
+        let relays = self.server.alternative.is_none() || self.alternative.is_some();
+        let answered = relays && self.seen_by.iter().all(Option::is_some);
+        if answered && self.hairpin {
+            return Duration::ZERO;
+        }
+        let last = if answered {
+            COMPARISON[1]
+        } else {
+            COMPARISON[2]
+        };
+        last + self.rtt + PATIENCE / 2
+    }
+
+    /// The last of the sockets that were asked about.
+    fn last(&self) -> usize {
+        let asked = |fresh: &Fresh| fresh.external.is_some();
+        self.fresh
+            .iter()
+            .skip(1)
+            .rposition(asked)
+            .map_or(0, |at| at + 1)
+    }
+
+    fn ask(
+        &mut self,
+        rng: &mut Random,
+        at: usize,
+        question: Question,
+        remote: SocketAddr,
+        from: Option<SocketAddr>,
+    ) -> Option<Request> {
+        if self.pending.len() >= limits::SURVEY_REQUESTS {
+            return None;
+        }
+        let id = rng.bytes();
+        self.pending.insert(id, Pending { question, from });
+        Some(Request {
+            socket: self.fresh.get(at)?.socket,
+            remote,
+            payload: stun::binding_request(&id, question == Question::OtherPort),
+        })
+    }
+
+    /// Takes a STUN response that arrived on one of our fresh sockets; `true` if it answers one of our requests.
+    pub(crate) fn handle_response(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        id: &TransactionId,
+        mapped: SocketAddr,
+    ) -> bool {
+        let Some(pending) = self.pending.get(id) else {
+            return false;
+        };
+        if pending.from != Some(from) {
+            return false;
+        }
+        match pending.question {
+            Question::Address(at) => {
+                let fresh = self.fresh.get_mut(at);
+                if let Some(fresh) = fresh.filter(|fresh| fresh.external.is_none()) {
+                    fresh.external = Some((now, mapped));
+                }
+            }
+            Question::OtherPort => self.filter_open = true,
+            Question::Alternative => self.alternative = Some(mapped),
+            Question::Relay(at) => self.seen_by[at] = Some(mapped),
+            Question::Hairpin => return false,
+        }
+        true
+    }
+
+    /// Takes a STUN request that arrived on one of our fresh sockets; `true` if it is our own.
+    pub(crate) fn handle_request(&mut self, id: &TransactionId) -> bool {
+        let pending = self.pending.get(id);
+        let own = pending.is_some_and(|pending| pending.question == Question::Hairpin);
+        self.hairpin |= own;
+        own
+    }
+
+    /// What the answers show. `own` are the addresses of this host itself: without a NAT nothing changes.
+    pub(crate) fn findings(&self, own: impl Fn(SocketAddr) -> bool) -> Findings {
+        let samples: Vec<Sample> = self.fresh.iter().skip(1).filter_map(sample).collect();
+        let (allocation, foreign) = Allocation::of(&samples);
+        let last = self.fresh.get(self.last());
+        let seen = last.and_then(|fresh| Some((fresh.local?, fresh.external?.1)));
+        let direct = seen.is_some_and(|(local, seen)| seen.port() == local && own(seen));
+        let compared = self.comparing.is_some() && self.last() > 0;
+        Findings {
+            profile: NatProfile {
+                mapping: match seen {
+                    _ if direct => Mapping::EndpointIndependent,
+                    Some((_, seen)) => self.mapping(seen),
+                    None => Mapping::Unknown,
+                },
+                filtering: self.filtering(),
+                allocation,
+                hairpin: (compared && !direct).then_some(self.hairpin),
+            },
+            foreign,
+        }
+    }
+
+    fn mapping(&self, seen: SocketAddr) -> Mapping {
+        if self.alternative.is_some_and(|other| other != seen) {
+            return Mapping::AddressAndPortDependent;
+        }
+        let mut others = self.seen_by.iter().flatten().peekable();
+        if others.peek().is_none() {
+            return Mapping::Unknown;
+        }
+        if others.any(|other| *other != seen) {
+            Mapping::AddressDependent
+        } else {
+            Mapping::EndpointIndependent
+        }
+    }
+
+    fn filtering(&self) -> Filtering {
+        let heard = self
+            .fresh
+            .first()
+            .is_some_and(|fresh| fresh.external.is_some());
+        match self.server.alternative {
+            Some(_) if self.filter_open => Filtering::NotPortDependent,
+            Some(_) if heard && self.filter_asked == FILTER.len() => {
+                Filtering::AddressAndPortDependent
+            }
+            _ => Filtering::Unknown,
+        }
+    }
+}
+
+fn sample(fresh: &Fresh) -> Option<Sample> {
+    let (at, external) = fresh.external?;
+    Some(Sample {
+        at,
+        local: fresh.local?,
+        external: external.port(),
+    })
+}
