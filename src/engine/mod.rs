@@ -19,6 +19,7 @@ mod opening;
 mod plane;
 mod punching;
 mod relays;
+mod roaming;
 mod service;
 mod setup;
 mod status;
@@ -200,60 +201,6 @@ impl Engine {
         self.service_prober(now);
     }
 
-    /// Tells which addresses this host has, and the ports of the mesh sockets; also after every network change.
-    pub fn set_local_addresses(
-        &mut self,
-        now: Instant,
-        host: &[HostAddress],
-        port_v4: Option<u16>,
-        port_v6: Option<u16>,
-    ) {
-        let overlay = |ip: IpAddr| self.networks.values().any(|network| network.covers(ip));
-        let mut host: Vec<HostAddress> = host
-            .iter()
-            .filter(|address| !overlay(address.ip))
-            .copied()
-            .collect();
-        host.sort();
-        host.dedup();
-        if self.host == host && self.ports == (port_v4, port_v6) {
-            return;
-        }
-        self.host = host;
-        self.ports = (port_v4, port_v6);
-        self.network_changed(now);
-    }
-
-    fn network_changed(&mut self, now: Instant) {
-        self.prober.reset(now);
-        for relay in self.relays.values_mut() {
-            relay.hurry(now);
-            if relay.ready().is_some() {
-                // Shows the relay our new address, if it is one, and that the connection still stands.
-                let nonce = self.rng.u64();
-                let ping = crate::wire::relay::ClientMessage::Ping { nonce };
-                self.outputs
-                    .push_back(Output::Relay(relay.handle, RelayAction::Send(ping)));
-            }
-        }
-        let peers: Vec<PeerIndex> = self.peers.iter().map(|(_, peer)| peer.index).collect();
-        for index in peers {
-            let Some(peer) = self.peer_mut(index) else {
-                continue;
-            };
-            if peer.is_active(now) {
-                peer.paths.suspect_current();
-                peer.punching.failed = 0;
-                peer.punching.running = None;
-                peer.punching.next = Some(now);
-                if let Some(handshake) = &mut peer.handshake {
-                    handshake.hurry(now);
-                }
-                self.arm(now, index, Some(now));
-            }
-        }
-    }
-
     /// Our addresses for peers to try, best first.
     fn own_candidates(&self) -> Vec<SocketAddr> {
         let observed = self.relays.values().filter_map(|relay| relay.observed);
@@ -285,11 +232,11 @@ impl Engine {
         self.outputs.push_back(Output::Event(event));
     }
 
-    /// Users' packets flow: whatever follows from that is due in [`limits::MIN_SUSPICION`] at the earliest, and a look
-    /// by then finds out. So packets move no timers.
+    /// Users' packets flow: whatever follows from that is due in [`limits::ALIVE_DELAY`] at the earliest, and a look by
+    /// then finds out. So packets move no timers.
     #[inline]
     fn look_soon(&mut self, now: Instant, index: PeerIndex) {
-        let at = now + limits::MIN_SUSPICION;
+        let at = now + limits::ALIVE_DELAY;
         if self
             .peer(index)
             .is_some_and(|peer| peer.armed.is_none_or(|armed| armed > at))
@@ -326,26 +273,29 @@ impl Engine {
         message: &Control,
         ttl: Option<u8>,
     ) -> bool {
-        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+        let current = |peer: &Peer| peer.paths.current().map(|path| path.key);
+        let Some(key) = path.or_else(|| self.peer(index).and_then(current)) else {
             return false;
         };
-        let Some(network) = self.networks.get(&peer.network) else {
-            return false;
-        };
-        let key = path.or_else(|| peer.paths.current().map(|path| path.key));
-        let (Some(overlay), Some(key)) = (peer.overlay, key) else {
-            return false;
-        };
-        let packet = message.to_packet(network.overlay, overlay);
+        match self.seal_control(now, index, message) {
+            Some(sealed) => self.transmit(index, key, sealed, ttl),
+            None => false,
+        }
+    }
+
+    /// A control message as it goes to a peer; `None` without a session.
+    fn seal_control(
+        &mut self,
+        now: Instant,
+        index: PeerIndex,
+        message: &Control,
+    ) -> Option<Vec<u8>> {
+        let peer = self.peers.get_mut(index.0 as usize)?;
+        let network = self.networks.get(&peer.network)?;
+        let packet = message.to_packet(network.overlay, peer.overlay?);
         let (kernel, out) = (self.kernel, &mut self.scratch[..]);
-        let Some(length) = peer
-            .session()
-            .and_then(|session| session.seal(now, kernel, &packet, out))
-        else {
-            return false;
-        };
-        let sealed = self.scratch[..length].to_vec();
-        self.transmit(index, key, sealed, ttl)
+        let length = peer.session()?.seal(now, kernel, &packet, out)?;
+        Some(self.scratch[..length].to_vec())
     }
 }
 

@@ -142,7 +142,6 @@ impl Engine {
                 return;
             }
         }
-        peer.paths.sent_data(now);
         self.look_soon(now, index);
     }
 
@@ -414,7 +413,7 @@ impl Engine {
         }
         for packet in peer.queue.take() {
             match seal(now, peer, &SuperPacket::whole(&packet), &mut out.send) {
-                Sealed::All => peer.paths.sent_data(now),
+                Sealed::All => {}
                 _ => self.drops.queue_full += 1,
             }
         }
@@ -482,10 +481,12 @@ fn seal(now: Instant, peer: &mut Peer, packet: &SuperPacket<'_>, batch: &mut Sen
         return Sealed::NoSession;
     };
     let count = packet.count();
+    let mut copies = peer.paths.copies.take();
     let sealing = peer
         .session()
         .and_then(|session| session.reserve(now, count as u64, true));
     let Some(sealing) = sealing else {
+        peer.paths.copies = copies;
         return Sealed::NoSession;
     };
     let (mut bytes, mut dropped) = (0, 0);
@@ -495,10 +496,18 @@ fn seal(now: Instant, peer: &mut Peer, packet: &SuperPacket<'_>, batch: &mut Sen
             packet.write(at, out)
         }) {
             bytes += length as u64;
+            if let Some(copies) = &mut copies
+                && copies.budget.take(now, length as u64)
+            {
+                batch.repeat(copies.route);
+            }
         } else {
             dropped += 1;
         }
     }
+    let (session, last) = (sealing.receiver, sealing.counter + count as u64 - 1);
+    peer.paths.copies = copies;
+    peer.paths.sent_data(now, session, last, count as u32);
     peer.tx_bytes += bytes;
     if dropped == 0 {
         Sealed::All

@@ -70,7 +70,7 @@ impl Engine {
             candidates,
             profile,
         };
-        self.send_control(now, index, None, &Control::CallMe(call), None);
+        self.send_call(now, index, call);
     }
 
     /// The peer wants to punch, or answers our call.
@@ -97,6 +97,10 @@ impl Engine {
             }
             return;
         }
+        self.peer_may_have_moved(now, index);
+        let Some(peer) = self.peer_mut(index) else {
+            return;
+        };
         // Our answer travels for half a round trip; the caller starts when it arrives, and so do we.
         match &mut peer.punching.running {
             Some(punch) if !peer.paths.has_usable_direct(now) => {
@@ -119,7 +123,7 @@ impl Engine {
             candidates: self.own_candidates(),
             profile: self.nat_profile(),
         };
-        self.send_control(now, index, None, &Control::CallMe(answer), None);
+        self.send_call(now, index, answer);
     }
 
     fn start_punch(&mut self, now: Instant, index: PeerIndex, start: Instant) {
@@ -177,7 +181,10 @@ impl Engine {
     fn open_nat(&mut self, now: Instant, index: PeerIndex, targets: &[SocketAddr], ttl: u8) {
         for target in targets {
             let transaction = self.rng.u64();
-            let opener = Control::Probe { transaction };
+            let opener = Control::Probe {
+                transaction,
+                path: 0,
+            };
             self.send_control(
                 now,
                 index,

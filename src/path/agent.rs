@@ -1,10 +1,14 @@
 //! All paths of one peer: probes them, and chooses the one that carries data.
 
-use super::scoring::is_better;
-use super::{Path, PathKey, Route};
+use std::net::IpAddr;
+
+use super::liveness::{Duplication, alive_delay};
+use super::scoring::{self, is_better};
+use super::{KEEPALIVE, Path, PathKey, Place, Route, SHORT_KEEPALIVE};
 use crate::limits;
 use crate::rng::Random;
 use crate::time::Instant;
+use crate::wire::control::Received;
 
 /// How a peer is used just now, as far as probing depends on it.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +26,13 @@ pub(crate) struct ProbeOrder {
     pub(crate) transaction: u64,
 }
 
+/// A second way for data while the path in use is in doubt.
+#[derive(Debug)]
+pub(crate) struct Copies {
+    pub(crate) route: Route,
+    pub(crate) budget: Duplication,
+}
+
 /// The current path became another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Change {
@@ -35,6 +46,16 @@ pub(crate) struct PathSet {
     paths: Vec<Path>,
     current: Option<PathKey>,
     since: Instant,
+    /// Why the current path is the current one.
+    reason: &'static str,
+    /// The number that the last path got.
+    last_id: u8,
+    /// When the peer has to be told what arrived.
+    alive_due: Option<Instant>,
+    /// Present while the path in use is in doubt and another one can carry copies.
+    pub(crate) copies: Option<Copies>,
+    /// An idle path was lost: its NAT forgets soon.
+    short_lived: bool,
 }
 
 impl PathSet {
@@ -66,9 +87,19 @@ impl PathSet {
                     .min_by_key(|at| self.paths[*at].created)?;
                 self.paths.remove(oldest);
             }
-            self.paths.push(Path::new(key, now));
+            let id = self.free_id();
+            self.paths.push(Path::new(key, id, now));
         }
         self.get_mut(key)
+    }
+
+    fn free_id(&mut self) -> u8 {
+        loop {
+            self.last_id = self.last_id.wrapping_add(1);
+            if self.last_id != 0 && !self.paths.iter().any(|path| path.id == self.last_id) {
+                return self.last_id;
+            }
+        }
     }
 
     pub(crate) fn current(&self) -> Option<&Path> {
@@ -80,26 +111,82 @@ impl PathSet {
         self.since
     }
 
+    /// Why the current path is the current one, in words.
+    pub(crate) fn reason(&self) -> &'static str {
+        self.reason
+    }
+
     /// Where data goes.
     #[inline]
     pub(crate) fn route(&self) -> Option<Route> {
         self.current()?.route()
     }
 
-    /// Data was sent on the current path.
+    /// Data was sent on the current path: so many packets of a session (the peer's number of it), the last of them
+    /// with this counter.
     #[inline]
-    pub(crate) fn sent_data(&mut self, now: Instant) {
+    pub(crate) fn sent_data(&mut self, now: Instant, session: u32, counter: u64, count: u32) {
         if let Some(key) = self.current
             && let Some(path) = self.get_mut(key)
         {
-            path.sent_data(now);
+            path.sent_data(now, session, counter, count);
         }
     }
 
+    /// Data arrived on a path: the peer is to be told.
+    #[inline]
+    pub(crate) fn received_data(
+        &mut self,
+        arrival: PathKey,
+        now: Instant,
+        session: u32,
+        highest: u64,
+        count: u32,
+    ) {
+        if let Some(path) = self.get_mut(arrival) {
+            path.incoming.received(now, session, highest, count);
+        }
+        if self.alive_due.is_none() {
+            let rtt = self.current().and_then(Path::rtt).unwrap_or_default();
+            self.alive_due = Some(now + alive_delay(rtt));
+        }
+    }
+
+    /// What to tell the peer about its data, if that is due.
+    pub(crate) fn poll_alive(&mut self, now: Instant) -> Option<Vec<Received>> {
+        self.alive_due.take_if(|due| *due <= now)?;
+        let reports = self.paths.iter().filter_map(|path| path.incoming.report(now));
+        let reports: Vec<Received> = reports.take(limits::MAX_PATHS).collect();
+        (!reports.is_empty()).then_some(reports)
+    }
+
+    /// The peer tells about our data.
+    pub(crate) fn acknowledged(&mut self, now: Instant, reports: &[Received]) {
+        for received in reports {
+            let named = |path: &&mut Path| path.id == received.path;
+            if let Some(path) = self.paths.iter_mut().find(named) {
+                path.acknowledged(now, received);
+            }
+        }
+    }
+
+    /// The peer's probe names the path that it came by; 0 names none.
+    pub(crate) fn named(&mut self, arrival: PathKey, id: u8) {
+        let id = (id != 0).then_some(id);
+        for path in &mut self.paths {
+            if path.key == arrival {
+                path.incoming.set_path(id);
+            } else if id.is_some() && path.incoming.path() == id {
+                path.incoming.set_path(None); // it comes by another way now
+            }
+        }
+    }
+
+    /// True if a direct path works as far as is known.
     pub(crate) fn has_usable_direct(&self, now: Instant) -> bool {
-        self.paths
-            .iter()
-            .any(|path| matches!(path.key, PathKey::Direct(..)) && path.is_usable(now))
+        self.paths.iter().any(|path| {
+            matches!(path.key, PathKey::Direct(..)) && path.is_usable(now) && !path.is_doubted()
+        })
     }
 
     /// True when some relay carries packets to the peer.
@@ -130,12 +217,66 @@ impl PathSet {
         }
     }
 
-    /// The network changed: the path in use may lead nowhere now.
-    pub(crate) fn suspect_current(&mut self) {
+    /// The network changed: every path may lead nowhere now. Those for which there is no address of ours any more do.
+    pub(crate) fn doubt_all(&mut self, now: Instant, reachable: impl Fn(IpAddr) -> bool) {
+        for path in &mut self.paths {
+            match path.key {
+                PathKey::Direct(_, remote) if !reachable(remote.ip()) => path.cut_off(),
+                PathKey::Direct(..) if path.proven.is_none() => {}
+                _ => path.doubt(now),
+            }
+        }
+        self.short_lived = false;
+    }
+
+    /// The peer has moved, as it seems: the direct path in use may lead nowhere now.
+    pub(crate) fn doubt_current(&mut self, now: Instant) {
+        if let Some(key @ PathKey::Direct(..)) = self.current
+            && let Some(path) = self.get_mut(key)
+            && !path.is_doubted()
+        {
+            path.doubt(now);
+        }
+    }
+
+    /// Something was sent on the path in use of which the peer will not tell: ask the path itself.
+    pub(crate) fn check_current(&mut self, now: Instant) {
         if let Some(key) = self.current
             && let Some(path) = self.get_mut(key)
         {
-            path.suspect();
+            path.check_at = Some(now);
+        }
+    }
+
+    /// The best path beside the one in use, if that is in doubt. What may have broken one direct path may have broken
+    /// them all: then it is a relay.
+    pub(crate) fn spare(&self, now: Instant) -> Option<PathKey> {
+        let current = self.current().filter(|path| path.is_in_doubt())?;
+        let spare = |path: &&Path| {
+            let relayed = matches!(path.key, PathKey::Relay(_));
+            let other_way = relayed || matches!(current.key, PathKey::Relay(_));
+            path.key != current.key && other_way && path.is_usable(now)
+        };
+        let spares = self.paths.iter().filter(spare);
+        let best = spares.reduce(|best, path| if is_better(path, best) { path } else { best });
+        best.map(|path| path.key)
+    }
+
+    /// Begins and ends sending data twice.
+    pub(crate) fn update_copies(&mut self, now: Instant) {
+        if !self.current().is_some_and(Path::is_in_doubt) {
+            self.copies = None;
+            return;
+        }
+        let spare = self.spare(now).and_then(|key| self.get(key)?.route());
+        match (spare, &mut self.copies) {
+            (Some(route), Some(copies)) => copies.route = route,
+            (Some(route), copies) => {
+                let budget = Duplication::new(now);
+                *copies = Some(Copies { route, budget });
+            }
+            // What is used up of the budget stays used up.
+            (None, _) => {}
         }
     }
 
@@ -156,19 +297,37 @@ impl PathSet {
         using.probes && (using.active || !self.has_relay())
     }
 
+    fn place(&self, key: PathKey, keeps_alive: bool) -> Place {
+        let interval = if self.short_lived {
+            SHORT_KEEPALIVE
+        } else {
+            KEEPALIVE
+        };
+        Place {
+            current: self.current == Some(key),
+            keepalive: keeps_alive.then_some(interval),
+            data: self.current().and_then(|path| path.out.last_sent()),
+        }
+    }
+
+    /// When the path is to be probed next, if it is to be probed at all.
+    fn probe_due(&self, path: &Path, using: Use) -> Option<Instant> {
+        let keepalive = self.keeps_alive(using);
+        let place = self.place(path.key, keepalive);
+        if !using.probes || !(using.active || keepalive && place.current) {
+            return None;
+        }
+        path.next_probe(place)
+    }
+
     /// When [`Self::handle_timeout`] has to run.
     pub(crate) fn deadline(&self, using: Use) -> Option<Instant> {
-        let keepalive = self.keeps_alive(using);
         let due = |path: &Path| {
-            let current = self.current == Some(path.key);
-            let probe = if using.probes && (using.active || keepalive && current) {
-                path.next_probe(current, keepalive && current)
-            } else {
-                None
-            };
+            let probe = self.probe_due(path, using);
             [path.probe_deadline(), probe].into_iter().flatten().min()
         };
-        self.paths.iter().filter_map(due).min()
+        let alive = self.alive_due.filter(|_| using.probes);
+        self.paths.iter().filter_map(due).chain(alive).min()
     }
 
     /// Gives up overdue probes and orders those that are due.
@@ -178,18 +337,18 @@ impl PathSet {
         using: Use,
         rng: &mut Random,
     ) -> Vec<ProbeOrder> {
-        let keepalive = self.keeps_alive(using);
-        let mut orders = Vec::new();
         for path in &mut self.paths {
             path.expire_probes(now);
-            let current = self.current == Some(path.key);
-            if !using.probes || !(using.active || keepalive && current) {
-                continue;
-            }
-            if path
-                .next_probe(current, keepalive && current)
-                .is_some_and(|due| due <= now)
-            {
+        }
+        let current_fails = self
+            .current()
+            .is_some_and(|path| path.unanswered == 1 && path.is_in_doubt());
+        let mut orders = Vec::new();
+        for path in &self.paths {
+            let due = self.probe_due(path, using).is_some_and(|due| due <= now);
+            // Somewhere the data has to go: find out where it can.
+            let spare = current_fails && using.probes && path.is_spare(now);
+            if due || spare {
                 orders.push(ProbeOrder {
                     key: path.key,
                     transaction: rng.u64(),
@@ -212,35 +371,55 @@ impl PathSet {
         let current = self.current();
         let (to, reason) = match (current, best) {
             (None, None) => return None,
-            (None, Some(best)) => (Some(best.key), "first path that answers"),
+            (None, Some(best)) => (Some(best.key), "the first path that answered"),
             (Some(current), None) if current.route().is_some() => return None,
-            (Some(_), None) => (None, "the relay cannot reach it"),
+            (Some(_), None) => (None, "the relay cannot reach it any more"),
             (Some(current), Some(best)) if current.is_usable(now) => {
                 if current.key == best.key || !is_better(best, current) {
                     return None;
                 }
-                (Some(best.key), "a better path answered")
+                (Some(best.key), scoring::advantage(best, current))
             }
-            (Some(current), Some(best)) => {
-                let failed = current.has_failed();
-                let reason = if failed {
-                    "the path stopped answering"
-                } else {
-                    "the path was not confirmed lately"
-                };
-                (Some(best.key), reason)
-            }
+            (Some(current), Some(best)) => (Some(best.key), current.fault(now)),
         };
-        self.set_current(to, now);
+        self.learn_lifetime(now);
+        self.set_current(to, reason, now);
         Some(Change { to, reason })
     }
 
-    /// Makes a path the current one without a choice: a peer that has just one path moved.
-    pub(crate) fn set_current(&mut self, to: Option<PathKey>, now: Instant) {
-        if self.current != to {
-            self.since = now;
+    /// A direct path that fails after a pause was forgotten by a NAT, most likely.
+    fn learn_lifetime(&mut self, now: Instant) {
+        let silent = |path: &Path| {
+            let heard = path.last_rx.max(path.proven).unwrap_or(path.created);
+            now.since(heard) >= SHORT_KEEPALIVE && !path.is_doubted()
+        };
+        if let Some(current) = self.current()
+            && matches!(current.key, PathKey::Direct(..))
+            && current.has_failed()
+            && silent(current)
+        {
+            self.short_lived = true;
         }
+    }
+
+    /// Makes a path the current one without a choice: a peer that has just one path moved.
+    pub(crate) fn set_current(
+        &mut self,
+        to: Option<PathKey>,
+        reason: &'static str,
+        now: Instant,
+    ) {
+        if self.current == to {
+            return;
+        }
+        self.since = now;
+        self.reason = reason;
         self.current = to;
+        self.copies = None;
+        // What the new one lost when it was last in use is no news.
+        if let Some(path) = to.and_then(|key| self.get_mut(key)) {
+            path.out.forget();
+        }
     }
 }
 
@@ -329,7 +508,7 @@ mod tests {
         let mut rng = Random::from_seed([0; 32]);
         prove(&mut set, direct(1), 10, at(0));
         set.choose(at(0));
-        set.sent_data(at(1_000));
+        set.sent_data(at(1_000), 1, 5, 1);
         let mut now = at(1_000);
         let mut probes = 0;
         let change = loop {

@@ -35,6 +35,8 @@ pub enum Control {
     Probe {
         /// Echoed by the answer.
         transaction: u64,
+        /// The sender's number of the path, by which an [`Control::Alive`] names it; 0 for none.
+        path: u8,
     },
     /// Answers [`Control::Probe`].
     ProbeAck {
@@ -53,6 +55,21 @@ pub enum Control {
         /// From the ping.
         token: u64,
     },
+    /// Users' packets arrived, on these paths of the receiver of this message; at most [`limits::MAX_PATHS`].
+    Alive(Vec<Received>),
+}
+
+/// How far the packets on one path came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// The number that the packets' sender gave the path.
+    pub path: u8,
+    /// The session of the newest packets: its receiver index in them.
+    pub session: u32,
+    /// The highest counter of that session.
+    pub highest: u64,
+    /// Packets so far, modulo 2^32.
+    pub count: u32,
 }
 
 /// One side's half of a punch.
@@ -97,6 +114,7 @@ impl Control {
             },
             2 => Self::Probe {
                 transaction: reader.u64()?,
+                path: reader.u8()?,
             },
             3 => Self::ProbeAck {
                 transaction: reader.u64()?,
@@ -108,6 +126,7 @@ impl Control {
             6 => Self::Pong {
                 token: reader.u64()?,
             },
+            7 => Self::Alive(decode_alive(&mut reader)?),
             _ => return Err(WireError::Invalid("control message")),
         };
         reader.finish()?;
@@ -126,9 +145,10 @@ impl Control {
                 writer.u64(*instance);
                 writer.bool(*reply);
             }
-            Self::Probe { transaction } => {
+            Self::Probe { transaction, path } => {
                 writer.u8(2);
                 writer.u64(*transaction);
+                writer.u8(*path);
             }
             Self::ProbeAck { transaction } => {
                 writer.u8(3);
@@ -146,8 +166,40 @@ impl Control {
                 writer.u8(6);
                 writer.u64(*token);
             }
+            Self::Alive(paths) => {
+                writer.u8(7);
+                encode_alive(writer, paths);
+            }
         }
     }
+}
+
+fn encode_alive(writer: &mut Writer<'_>, paths: &[Received]) {
+    let count = paths.len().min(limits::MAX_PATHS);
+    writer.u8(u8::try_from(count).unwrap_or(0));
+    for received in &paths[..count] {
+        writer.u8(received.path);
+        writer.u32(received.session);
+        writer.u64(received.highest);
+        writer.u32(received.count);
+    }
+}
+
+fn decode_alive(reader: &mut Reader<'_>) -> Result<Vec<Received>, WireError> {
+    let count = usize::from(reader.u8()?);
+    if count > limits::MAX_PATHS {
+        return Err(WireError::Invalid("number of paths"));
+    }
+    let mut paths = Vec::with_capacity(count);
+    for _ in 0..count {
+        paths.push(Received {
+            path: reader.u8()?,
+            session: reader.u32()?,
+            highest: reader.u64()?,
+            count: reader.u32()?,
+        });
+    }
+    Ok(paths)
 }
 
 impl CallMe {
@@ -200,6 +252,7 @@ mod tests {
             },
             Control::Probe {
                 transaction: u64::MAX,
+                path: 3,
             },
             Control::ProbeAck { transaction: 1 },
             Control::CallMe(CallMe {
@@ -216,6 +269,15 @@ mod tests {
             }),
             Control::Ping { token: 9 },
             Control::Pong { token: 9 },
+            Control::Alive(vec![
+                Received {
+                    path: 1,
+                    session: u32::MAX,
+                    highest: 1 << 40,
+                    count: 5,
+                };
+                limits::MAX_PATHS
+            ]),
         ]
     }
 
