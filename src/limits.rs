@@ -69,6 +69,9 @@ pub const DUPLICATE_BURST: u64 = 25_000;
 /// How long that is done at most. By then the path has been proved, or left.
 pub const DUPLICATE_TIME: Duration = Duration::from_secs(2);
 
+/// A timeout that comes later than this shows that the process was not running: no load delays it by so much.
+pub const MAX_LATENESS: Duration = Duration::from_secs(3);
+
 /// Longest wait for the answer to an overlay ping.
 pub const MAX_PING_TIMEOUT: Duration = Duration::from_secs(60);
 /// Overlay pings that wait for one peer.

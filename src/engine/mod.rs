@@ -132,7 +132,15 @@ impl Engine {
     }
 
     /// Does everything that is due at `now`.
+    ///
+    /// Whoever comes far too late was not running meanwhile, suspended or frozen: see [`Self::resumed`].
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Batches) {
+        if self
+            .poll_timeout()
+            .is_some_and(|due| now.since(due) > limits::MAX_LATENESS)
+        {
+            self.resumed(now);
+        }
         self.service_relays(now);
         self.service_prober(now);
         // A peer's service may arm it again for now; each gets one turn, so this ends.

@@ -502,35 +502,118 @@ mod tests {
         assert_eq!(set.choose(at(30)).unwrap().to, Some(direct(3)));
     }
 
-    #[test]
-    fn data_that_nothing_answers_is_probed_and_then_leaves_the_path() {
-        let mut set = relayed();
+    /// Lets time pass until the path changes; returns when, to what, and the probes of each path until then.
+    fn until_change(set: &mut PathSet, from: Instant) -> (Instant, Change, Vec<PathKey>) {
         let mut rng = Random::from_seed([0; 32]);
+        let (mut now, mut probes) = (from, Vec::new());
+        loop {
+            now = set.deadline(USED).unwrap().max(now);
+            assert!(now.since(from) < Duration::from_secs(5));
+            for order in set.handle_timeout(now, USED, &mut rng) {
+                let path = set.get_mut(order.key).unwrap();
+                path.probe_sent(order.transaction, now);
+                probes.push(order.key);
+                if matches!(order.key, PathKey::Relay(_)) {
+                    set.probe_answered(order.key, order.transaction, now);
+                }
+            }
+            set.update_copies(now);
+            if let Some(change) = set.choose(now) {
+                return (now, change, probes);
+            }
+        }
+    }
+
+    #[test]
+    fn data_that_nobody_acknowledges_is_probed_then_copied_and_then_leaves_the_path() {
+        let mut set = relayed();
         prove(&mut set, direct(1), 10, at(0));
         set.choose(at(0));
         set.sent_data(at(1_000), 1, 5, 1);
-        let mut now = at(1_000);
-        let mut probes = 0;
-        let change = loop {
-            now = set.deadline(USED).unwrap().max(now);
-            for order in set.handle_timeout(now, USED, &mut rng) {
-                assert_eq!(order.key, direct(1));
-                set.get_mut(order.key)
-                    .unwrap()
-                    .probe_sent(order.transaction, now);
-                probes += 1;
-            }
-            if let Some(change) = set.choose(now) {
-                break change;
+        let mut rng = Random::from_seed([0; 32]);
+        let suspicious = at(1_000 + 10 + 2 * 100);
+        assert_eq!(set.deadline(USED), Some(suspicious));
+        let orders = set.handle_timeout(suspicious, USED, &mut rng);
+        assert_eq!(orders.len(), 1, "the path itself is asked first");
+        let path = set.get_mut(direct(1)).unwrap();
+        path.probe_sent(orders[0].transaction, suspicious);
+        set.update_copies(suspicious);
+        assert!(set.copies.is_none());
+
+        let (now, change, probes) = until_change(&mut set, suspicious);
+        assert_eq!(change.to, Some(relay()));
+        assert!(change.reason.contains("not acknowledged"), "{}", change.reason);
+        assert!(now.since(at(1_000)) < Duration::from_millis(600), "{now:?}");
+        assert!(probes.contains(&relay()), "the relay is asked before it is needed");
+    }
+
+    #[test]
+    fn a_path_in_doubt_has_its_data_copied_to_the_relay() {
+        let mut set = relayed();
+        prove(&mut set, direct(1), 10, at(0));
+        set.choose(at(0));
+        set.doubt_all(at(10), |_| true);
+        set.update_copies(at(10));
+        assert_eq!(set.copies.as_ref().unwrap().route.channel, Some(7));
+        let path = set.get_mut(direct(1)).unwrap();
+        path.probe_sent(9, at(10));
+        assert!(set.probe_answered(direct(1), 9, at(20)));
+        set.update_copies(at(20));
+        assert!(set.copies.is_none());
+        assert_eq!(set.choose(at(20)), None);
+    }
+
+    #[test]
+    fn what_is_heard_of_one_path_clears_no_other() {
+        let mut set = relayed();
+        prove(&mut set, direct(1), 10, at(0));
+        set.choose(at(0));
+        set.sent_data(at(1_000), 1, 5, 1);
+        let report = |set: &PathSet, key| Received {
+            path: set.get(key).unwrap().id,
+            session: 1,
+            highest: 9,
+            count: 9,
+        };
+        let other = report(&set, relay());
+        set.acknowledged(at(1_050), &[other]);
+        set.get_mut(direct(1)).unwrap().received(at(1_060), 100);
+        assert_eq!(set.deadline(USED), Some(at(1_210)));
+        let own = report(&set, direct(1));
+        set.acknowledged(at(1_070), &[own]);
+        assert!(set.deadline(USED) > Some(at(1_210)));
+    }
+
+    #[test]
+    fn paths_of_a_family_without_address_go_at_once() {
+        let mut set = relayed();
+        prove(&mut set, direct(1), 10, at(0));
+        set.choose(at(0));
+        set.doubt_all(at(10), |ip| ip.is_ipv6());
+        let change = set.choose(at(10)).unwrap();
+        assert_eq!(change.to, Some(relay()));
+        assert_eq!(change.reason, "this host has no address for it any more");
+    }
+
+    #[test]
+    fn a_path_that_gets_much_slower_than_the_relay_loses_its_place_and_gets_it_back() {
+        let mut set = relayed();
+        prove(&mut set, direct(1), 10, at(0));
+        set.choose(at(0));
+        let slow = |set: &mut PathSet, rtt: u64, count: u32| {
+            for _ in 0..count {
+                let path = set.get_mut(direct(1)).unwrap();
+                path.measured(Duration::from_millis(rtt));
             }
         };
-        assert_eq!(change.to, Some(relay()));
-        assert_eq!(probes, 3);
-        assert!(
-            now.since(at(1_000)) < Duration::from_secs(1),
-            "{:?}",
-            now.since(at(1_000))
-        );
+        slow(&mut set, 110, 20);
+        assert_eq!(set.choose(at(10)), None, "by a wide margin only");
+        slow(&mut set, 300, 20);
+        assert_eq!(set.choose(at(20)).unwrap().to, Some(relay()));
+        slow(&mut set, 75, 20);
+        assert_eq!(set.choose(at(30)), None, "and not back for a little");
+        slow(&mut set, 20, 20);
+        assert_eq!(set.choose(at(40)).unwrap().to, Some(direct(1)));
     }
 
     #[test]

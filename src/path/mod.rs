@@ -55,6 +55,8 @@ pub(crate) struct Route {
 struct PendingProbe {
     transaction: u64,
     sent: Instant,
+    /// It counts as unanswered. A late answer is one all the same: the path has become slow.
+    overdue: bool,
 }
 
 /// One path.
@@ -344,6 +346,7 @@ impl Path {
             *slot = Some(PendingProbe {
                 transaction,
                 sent: now,
+                overdue: false,
             });
         }
         self.last_probe = Some(now);
@@ -367,7 +370,13 @@ impl Path {
         }
         self.prove(now);
         self.doubted.take_if(|since| probe.sent >= *since);
-        self.measured(now.since(probe.sent));
+        let sample = now.since(probe.sent);
+        if probe.overdue {
+            // A path that is that slow would be given up again and again, were this smoothed.
+            self.rtt = Some(self.rtt.map_or(sample, |rtt| rtt.max(sample)));
+        } else {
+            self.measured(sample);
+        }
         if self.out.probe_answered(probe.sent) {
             let pause = DISTRUST * 2u32.saturating_pow(self.swallowed.min(8));
             self.distrusted = Some(now + pause.min(MAX_DISTRUST));
@@ -391,24 +400,33 @@ impl Path {
         });
     }
 
-    /// Forgets probes whose answer is overdue; counts them as unanswered.
+    /// Counts probes whose answer is overdue as unanswered, and forgets those that are too old for any answer.
     fn expire_probes(&mut self, now: Instant) {
         let timeout = self.probe_timeout();
         for slot in &mut self.probes {
-            if slot.is_some_and(|probe| now.since(probe.sent) >= timeout) {
-                *slot = None;
+            let Some(probe) = slot else { continue };
+            let age = now.since(probe.sent);
+            if !probe.overdue && age >= timeout {
+                probe.overdue = true;
                 self.unanswered = self.unanswered.saturating_add(1);
+            }
+            if age >= timeout.max(FIRST_PROBE_TIMEOUT) {
+                *slot = None;
             }
         }
     }
 
+    fn pending_probes(&self) -> impl Iterator<Item = &PendingProbe> {
+        self.probes.iter().flatten().filter(|probe| !probe.overdue)
+    }
+
     fn has_pending_probe(&self) -> bool {
-        self.probes.iter().any(Option::is_some)
+        self.pending_probes().next().is_some()
     }
 
     /// When the oldest pending probe is overdue.
     fn probe_deadline(&self) -> Option<Instant> {
-        let oldest = self.probes.iter().flatten().map(|probe| probe.sent).min()?;
+        let oldest = self.pending_probes().map(|probe| probe.sent).min()?;
         Some(oldest + self.probe_timeout())
     }
 

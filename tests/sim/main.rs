@@ -11,6 +11,7 @@ mod blocked;
 mod clones;
 mod determinism;
 mod garbage;
+mod healing;
 mod impairments;
 mod liveness;
 mod mappings;

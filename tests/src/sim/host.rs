@@ -183,6 +183,8 @@ pub struct Host {
     pub(super) armed: Option<Instant>,
     /// The wake-up for relay connections that is in the queue of events.
     pub(super) quic_armed: Option<Instant>,
+    /// Its process stands still.
+    pub(super) frozen: bool,
     timeouts: (Instant, usize),
 }
 
@@ -201,6 +203,7 @@ impl Host {
             inbox: Vec::new(),
             armed: None,
             quic_armed: None,
+            frozen: false,
             timeouts: (Instant::default(), 0),
         }
     }

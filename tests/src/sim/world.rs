@@ -326,6 +326,9 @@ impl Sim {
         if packet.destination.port() != self.host(id).port {
             return self.dropped(id.0, &packet, "no such port");
         }
+        if self.host(id).frozen {
+            return self.dropped(id.0, &packet, "nobody reads");
+        }
         self.log
             .push(self.now, id.0.0, Entry::Received((&packet).into()));
         let Packet { source, body, .. } = packet;
