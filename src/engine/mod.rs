@@ -84,6 +84,8 @@ pub struct Engine {
     host: Vec<HostAddress>,
     ports: (Option<u16>, Option<u16>),
     prober: Prober,
+    /// Our addresses as peers were last told.
+    offered: Vec<SocketAddr>,
     netchecks: VecDeque<(NetworkIndex, u64)>,
     outputs: VecDeque<Output>,
     drops: Drops,
@@ -111,6 +113,7 @@ impl Engine {
             host: Vec::new(),
             ports: (None, None),
             prober: Prober::new(now),
+            offered: Vec::new(),
             netchecks: VecDeque::new(),
             outputs: VecDeque::new(),
             drops: Drops::default(),

@@ -193,7 +193,9 @@ impl Engine {
             }
             _ => false,
         };
-        if !answered {
+        if answered {
+            self.update_offer(now);
+        } else {
             self.drops.unknown_protocol += 1;
         }
     }

@@ -84,7 +84,10 @@ impl Engine {
                 }
                 self.hang_up(now, handle);
             }
-            ServerMessage::Observed { addr } => relay.observed = Some(addr),
+            ServerMessage::Observed { addr } => {
+                relay.observed = Some(addr);
+                self.update_offer(now);
+            }
             ServerMessage::Pong { .. } => {}
             ServerMessage::Received { from, packet } => {
                 // Whoever writes to us by the control stream has no channel; it takes both sides to use one.

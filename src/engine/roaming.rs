@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use super::{Engine, HostAddress, PeerIndex, RelayHandle};
 use crate::path::PathKey;
+use crate::peer::Peer;
 use crate::relay::client::RelayClient;
 use crate::time::Instant;
 use crate::wire::control::{CallMe, Control};
@@ -55,6 +56,7 @@ impl Engine {
         let handles: Vec<RelayHandle> = self.relays.keys().copied().collect();
         for handle in handles {
             if let Some(relay) = self.relays.get_mut(&handle) {
+                relay.observed = None;
                 relay.hurry(now);
             }
             // Shows the relay our new address, if it is one, and us whether the connection still stands.
@@ -77,6 +79,31 @@ impl Engine {
                 }
                 self.arm(now, index, Some(now));
             }
+        }
+    }
+
+    /// Our address as others see it may have changed: peers that are being called have to know.
+    pub(super) fn update_offer(&mut self, now: Instant) {
+        let candidates = self.own_candidates();
+        if self.offered == candidates {
+            return;
+        }
+        self.offered.clone_from(&candidates);
+        let profile = self.nat_profile();
+        let calling = |peer: &&Peer| {
+            let under_way = peer.punching.running.is_some() || peer.punching.called.is_some();
+            under_way && peer.uses(now).probes && !peer.paths.has_usable_direct(now)
+        };
+        let peers = self.peers.iter().map(|(_, peer)| peer).filter(calling);
+        let calls: Vec<_> = peers.map(|peer| (peer.index, peer.punching.round)).collect();
+        for (index, round) in calls {
+            let call = CallMe {
+                round,
+                reply: false,
+                candidates: candidates.clone(),
+                profile,
+            };
+            self.send_call(now, index, call);
         }
     }
 

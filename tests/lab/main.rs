@@ -4,6 +4,7 @@
 
 mod configuration;
 mod control;
+mod healing;
 mod interop;
 mod kernel;
 mod lifecycle;

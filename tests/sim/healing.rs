@@ -245,7 +245,7 @@ impl Scene {
     fn until_direct_again(&mut self, mover: HostId, next: RouterId) -> Duration {
         let (a, b) = (self.pair.a, self.pair.b);
         let other = if mover == a { b } else { a };
-        self.sim.run_until("a direct path again", secs(10), |sim| {
+        self.sim.run_until("a direct path again", secs(1), |sim| {
             let remote = sim.remote(other, mover).map(|remote| remote.ip());
             let there = remote.is_some_and(|ip| {
                 ip == sim.external(next) || ip.is_ipv6() && sim.addresses(mover).contains(&ip)

@@ -165,29 +165,45 @@ impl Router {
     ///
     /// When it cannot be made.
     pub fn host(&mut self, name: &str) -> Result<(Namespace, Ipv4Addr)> {
+        let ns = Namespace::new(name)?;
+        let address = self.attach(&ns, "eth0", 0)?;
+        Ok((ns, address))
+    }
+
+    /// Gives a host an interface in this LAN, with a default route of this metric.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn attach(&mut self, ns: &Namespace, interface: &str, metric: u32) -> Result<Ipv4Addr> {
         self.hosts += 1;
         let (site, host) = (self.site, self.hosts + 1);
-        let ns = Namespace::new(name)?;
         self.ns.ip(&format!(
-            "link add host{host} type veth peer name eth0 netns {}
+            "link add host{host} type veth peer name {interface} netns {}
              link set host{host} master lan
              link set host{host} up",
             ns.path()
         ))?;
         ns.ip(&format!(
-            "addr add 192.168.{site}.{host}/24 dev eth0
-             link set eth0 up
-             route add default via 192.168.{site}.1"
+            "addr add 192.168.{site}.{host}/24 dev {interface}
+             link set {interface} up
+             route add default via 192.168.{site}.1 dev {interface} metric {metric}"
         ))?;
         carrier(&self.ns, "lan")?;
-        carrier(&ns, "eth0")?;
+        carrier(ns, interface)?;
         if self.ipv6 {
             ns.ip(&format!(
-                "addr add 2a00:a000:{site:x}:1::{host}/64 dev eth0 nodad
-                 route add default via 2a00:a000:{site:x}:1::1"
+                "addr add 2a00:a000:{site:x}:1::{host}/64 dev {interface} nodad
+                 route add default via 2a00:a000:{site:x}:1::1 dev {interface} metric {}",
+                metric.max(1)
             ))?;
         }
-        Ok((ns, Ipv4Addr::new(192, 168, site, host)))
+        Ok(Ipv4Addr::new(192, 168, site, host))
+    }
+
+    /// The far end of the cable of the host that was attached as number `host`, from 0.
+    pub fn port(&self, host: u8) -> String {
+        format!("host{}", host + 2)
     }
 
     /// The router's outer IPv6 address, if the internet has any.
