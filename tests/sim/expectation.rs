@@ -1,6 +1,6 @@
 //! What two hosts can reach by the plain simultaneous punch alone, from what their NATs do (RFC 4787's terms).
 
-use mesh_tests::sim::{Allocation, Filtering, Mapping, NatConfig, RouterConfig, Site};
+use mesh_tests::sim::{Filtering, Mapping, NatConfig, RouterConfig, Site};
 
 /// What lies between a host and the internet.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,28 +30,6 @@ impl Edge {
             Self::Nat(nat) => (nat.mapping, nat.filtering),
         }
     }
-}
-
-/// True if a direct path can be opened at all within the budgets: by the plain punch, by a port that can be told in
-/// advance, or by trying many.
-pub(crate) fn reachable(a: Edge, b: Edge) -> bool {
-    let told = |edge: Edge| match edge {
-        Edge::Nat(nat) => matches!(
-            nat.allocation,
-            Allocation::Preserving | Allocation::Sequential(_)
-        ),
-        Edge::Public | Edge::Firewall(_) => true,
-    };
-    let (left, right) = (a.behaviour(), b.behaviour());
-    let easy = left.0 == Mapping::Eim || right.0 == Mapping::Eim;
-    let loose = |side: (Mapping, Filtering)| side.1 != Filtering::Apdf;
-    let keeps = |side: (Mapping, Filtering)| loose(side) && side.0 == Mapping::Adm;
-    punches(a, b)
-        || easy
-        || loose(left) && loose(right)
-        || keeps(left)
-        || keeps(right)
-        || told(a) && told(b)
 }
 
 /// True if the plain punch opens a direct path between the two.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mesh_tests::sim::{Allocation, Filtering, FlowConfig, Mapping, NatConfig, Sim, for_seeds};
 
-use crate::expectation::{Edge, punches, reachable};
+use crate::expectation::{Edge, punches};
 
 const MAPPINGS: [Mapping; 3] = [Mapping::Eim, Mapping::Adm, Mapping::Apdm];
 const FILTERINGS: [Filtering; 3] = [Filtering::Eif, Filtering::Adf, Filtering::Apdf];
@@ -63,8 +63,9 @@ fn run(seed: u64, a: Edge, b: Edge) -> Result<(), String> {
     sim.run_for(Duration::from_secs(1));
     let expected = punches(a, b);
     let ends = (sim.remote(pair.a, pair.b), sim.remote(pair.b, pair.a));
-    let wrong = direct.is_some() != expected || sim.is_direct(pair.a, pair.b) != expected;
-    if wrong && (expected || !reachable(a, b)) {
+    // One more may be direct: by something else than the plain punch, or by luck. Whoever is, stays.
+    let stays = direct.is_none() || sim.is_direct(pair.a, pair.b);
+    if expected && direct.is_none() || !stays {
         return Err(format!(
             "seed {seed}: {a:?} × {b:?}: direct after {direct:?}, ends {ends:?}, expected {expected}"
         ));
