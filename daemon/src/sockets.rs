@@ -26,6 +26,8 @@ pub const FWMARK: u32 = 0x4d45_5348;
 
 /// ICMP errors that are fetched at once.
 const MAX_ICMP_ERRORS: u32 = 64;
+/// What every IPv6 link carries (RFC 8200, section 5).
+const IPV6_LEAST_MTU: i32 = 1_280;
 
 /// How often another port is tried when the one that IPv4 got is taken for IPv6.
 const PORT_ATTEMPTS: usize = 16;
@@ -132,6 +134,7 @@ impl SendErrorCounters {
 /// One bound socket with what quinn-udp found out about it.
 #[derive(Debug)]
 pub(crate) struct Bound {
+    family: Family,
     socket: Socket,
     state: UdpSocketState,
     port: u16,
@@ -282,6 +285,33 @@ impl Sockets {
         }
     }
 
+    /// As [`Self::send`], for datagrams that routers on the way may cut up: those of the smallest MTU that the overlay has, on
+    /// a path that does not even carry these.
+    ///
+    /// For the data thread only: meanwhile everything that the socket sends may be cut up, and probes of a path's MTU, which
+    /// must not be, come from that thread as well.
+    pub fn send_fragmentable(&self, remote: SocketAddr, contents: &[u8], segment: usize) {
+        match self.bound(Family::of(&remote)) {
+            Some(bound) => self.send_fragmentable_by(bound, remote, contents, segment),
+            None => self.send(remote, contents, segment),
+        }
+    }
+
+    /// As [`Self::send_fragmentable`], from a socket of [`Self::open_spare`].
+    pub(crate) fn send_fragmentable_by(
+        &self,
+        bound: &Bound,
+        remote: SocketAddr,
+        contents: &[u8],
+        segment: usize,
+    ) {
+        bound.allow_fragments(true);
+        for datagram in contents.chunks(segment.max(1)) {
+            self.send_by(bound, remote, datagram, datagram.len());
+        }
+        bound.allow_fragments(false);
+    }
+
     /// Sends one datagram that lives for `ttl` hops only; the sockets' default stays what it is.
     pub fn send_with_ttl(&self, remote: SocketAddr, payload: &[u8], ttl: u8) {
         match self.bound(Family::of(&remote)) {
@@ -355,6 +385,7 @@ impl Bound {
             .as_socket()
             .map_or(port, |address| address.port());
         Ok(Self {
+            family,
             socket,
             state,
             port,
@@ -421,6 +452,24 @@ impl Bound {
         segment * most.min((limits::MAX_GSO_BYTES / segment).max(1))
     }
 
+    /// Whether datagrams may be fragmented. Over IPv6 only the sender can do it, and cuts to what every link carries.
+    fn allow_fragments(&self, allow: bool) {
+        let fd = self.socket.as_raw_fd();
+        // The names for IPv6 differ and the values do not (linux/in6.h).
+        let discover = if allow {
+            libc::IP_PMTUDISC_DONT
+        } else {
+            libc::IP_PMTUDISC_PROBE
+        };
+        if self.family == Family::V4 {
+            set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover);
+        } else {
+            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover);
+            let cut = if allow { IPV6_LEAST_MTU } else { 0 };
+            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU, cut);
+        }
+    }
+
     fn transmit(&self, remote: SocketAddr, contents: &[u8], segment: usize) -> io::Result<()> {
         if contents.len() <= segment {
             // Not by quinn-udp: it takes EINVAL, which any senseless address gives, for a lack of segmentation offload
@@ -436,6 +485,13 @@ impl Bound {
         };
         self.state.try_send((&self.socket).into(), &transmit)
     }
+}
+
+/// Sets an option of a socket; these cannot fail on one of the right family.
+fn set_option(fd: std::os::fd::RawFd, level: i32, name: i32, value: i32) {
+    let length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the value is a number of the length that is given.
+    unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) };
 }
 
 /// As large as the host allows: the FORCE variants pass `net.core.rmem_max` but take CAP_NET_ADMIN.
@@ -493,6 +549,35 @@ mod tests {
             .map(|i| vec![i as u8; if i + 1 == count { last } else { segment }])
             .collect();
         (datagrams.concat(), datagrams)
+    }
+
+    #[test]
+    fn datagrams_may_be_cut_up_on_demand_and_only_then() {
+        let sockets = Sockets::bind(0).unwrap();
+        for family in [Family::V4, Family::V6] {
+            let Some(bound) = sockets.bound(family) else {
+                continue;
+            };
+            let discover = || {
+                let (level, name) = match family {
+                    Family::V4 => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+                    Family::V6 => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+                };
+                let (mut value, mut length) = (0_i32, 4);
+                let fd = bound.socket.as_raw_fd();
+                // SAFETY: both pointers are to variables of the lengths that are given.
+                let result = unsafe {
+                    libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut length)
+                };
+                assert_eq!(result, 0);
+                value
+            };
+            assert_eq!(discover(), libc::IP_PMTUDISC_PROBE);
+            bound.allow_fragments(true);
+            assert_eq!(discover(), libc::IP_PMTUDISC_DONT);
+            bound.allow_fragments(false);
+            assert_eq!(discover(), libc::IP_PMTUDISC_PROBE);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod control;
 mod interop;
 mod kernel;
 mod lifecycle;
+mod mtu;
 mod nats;
 mod noise;
 mod paths;

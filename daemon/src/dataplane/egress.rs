@@ -76,10 +76,21 @@ impl Egress {
     pub(crate) fn flush_send(&mut self) {
         for (run, bytes) in self.batches.send.runs() {
             self.counters.datagrams_sent += bytes.len().div_ceil(run.segment.max(1)) as u64;
-            if run.socket == SocketId::MESH {
-                self.sockets.send(run.remote, bytes, run.segment);
-            } else if let Some(spare) = self.spares.get(run.socket) {
-                self.sockets.send_by(spare, run.remote, bytes, run.segment);
+            let spare = self.spares.get(run.socket);
+            match (spare, run.fragments) {
+                (Some(spare), true) => {
+                    self.sockets
+                        .send_fragmentable_by(spare, run.remote, bytes, run.segment);
+                }
+                (Some(spare), false) => {
+                    self.sockets.send_by(spare, run.remote, bytes, run.segment);
+                }
+                (None, _) if run.socket != SocketId::MESH => {} // the kernel gave none
+                (None, true) => {
+                    self.sockets
+                        .send_fragmentable(run.remote, bytes, run.segment);
+                }
+                (None, false) => self.sockets.send(run.remote, bytes, run.segment),
             }
         }
         self.batches.send.clear();

@@ -164,6 +164,7 @@ pub(super) fn drops(report: &StatusReport) -> BTreeMap<String, u64> {
         ("no_route", drops.no_route),
         ("forged_control", drops.forged_control),
         ("queue_full", drops.queue_full),
+        ("too_big", drops.too_big),
         ("udp_receive_errors", counters.udp_receive_errors),
         ("tun_read_errors", counters.tun_read_errors),
         ("tun_write_errors", counters.tun_write_errors),

@@ -10,6 +10,7 @@ use mesh_core::engine::{
     RelayAction, RelayEvent, RelayHandle, SocketAction, SocketId,
 };
 use mesh_core::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
+use mesh_core::limits;
 use mesh_core::offload::SuperPacket;
 use mesh_core::session::Kernel;
 use mesh_core::time::Instant;
@@ -153,6 +154,7 @@ impl Membership {
             id: NetworkId::from_name(NAME),
             identity: identity(self.key),
             addresses: Vec::new(),
+            mtu: limits::MAX_INNER_MTU,
             peers: self.peers.iter().map(peer).collect(),
             relays: self.relays.clone(),
         }
@@ -316,6 +318,7 @@ impl Host {
                 let address = |ip: &IpAddr| HostAddress {
                     ip: *ip,
                     virtual_interface: false,
+                    mtu: 1_500,
                 };
                 let addresses: Vec<HostAddress> =
                     addresses.iter().chain(claims.iter()).map(address).collect();
