@@ -15,6 +15,7 @@ pub mod nat;
 pub mod offload;
 mod path;
 mod peer;
+mod rate;
 pub mod relay;
 mod rng;
 mod routing;

@@ -20,6 +20,11 @@ pub const MESSAGE_BYTES: usize = 65_536;
 /// Inner MTU: carried by every link that IPv6 allows (1,280) with no knowledge of the path.
 pub const INNER_MTU: u16 = 1_280;
 
+/// Largest inner MTU: what a link with the usual jumbo frames of 9,000 bytes could carry, headers not counted.
+pub const MAX_INNER_MTU: u16 = 9_000;
+/// ICMP messages per second that tell this host's applications of packets that are too large.
+pub const TOO_BIG_PER_SECOND: u64 = 200;
+
 /// Networks in one daemon.
 pub const MAX_NETWORKS: usize = 64;
 /// Peers in one network.

@@ -12,7 +12,7 @@ mod proxy;
 pub use error::{Error, ErrorKind};
 pub use model::{
     Answer, NatBehaviour, Netcheck, Network, NetworkState, Path, PathKind, Peer, PeerState, Pong,
-    RelayLatency, Reloaded, SelfInfo, Status,
+    PortAllocation, RelayLatency, Reloaded, SelfInfo, Status,
 };
 pub use proxy::{HealthArgs, MeshProxy, NetworkChangedArgs, PeerChangedArgs};
 

@@ -174,6 +174,12 @@ pub struct Netcheck {
     pub mapping: NatBehaviour,
     /// What the NAT before this host lets in.
     pub filtering: NatBehaviour,
+    /// Which external port a new mapping gets.
+    pub port_allocation: PortAllocation,
+    /// From one port to the next, if it is `sequential`; else `null`.
+    pub delta: Option<i8>,
+    /// Hosts behind the NAT reach each other by its outside; `null` without a NAT, or if that was not measured.
+    pub hairpin: Option<bool>,
     /// The relays of the network.
     pub relays: Vec<RelayLatency>,
 }
@@ -200,6 +206,20 @@ pub enum NatBehaviour {
     /// On the other side's address and port.
     AddressAndPortDependent,
     /// Not measured, or not measurable with the relays at hand.
+    Unknown,
+}
+
+/// How a NAT chooses the ports of new mappings (RFC 4787, section 4.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortAllocation {
+    /// The inside's own port.
+    Preserving,
+    /// The one before plus a step.
+    Sequential,
+    /// By no rule that was found.
+    Random,
+    /// Not measured.
     Unknown,
 }
 
@@ -242,6 +262,12 @@ words! {
         EndpointIndependent => "endpoint-independent",
         AddressDependent => "address-dependent",
         AddressAndPortDependent => "address-and-port-dependent",
+        Unknown => "unknown",
+    }
+    PortAllocation {
+        Preserving => "preserving",
+        Sequential => "sequential",
+        Random => "random",
         Unknown => "unknown",
     }
 }
@@ -289,6 +315,7 @@ mod tests {
         let document = json!({
             "network": "home", "udp": true, "ipv4": "203.0.113.7:41820", "ipv6": null,
             "mapping": "endpoint-independent", "filtering": "address-and-port-dependent",
+            "port_allocation": "sequential", "delta": -1, "hairpin": false,
             "relays": [{"url": "mesh://r@203.0.113.9:443", "rtt_ms": 20.5, "via": "udp"}]
         });
         let netcheck: Netcheck = serde_json::from_value(document.clone()).unwrap();
@@ -317,6 +344,14 @@ mod tests {
             NatBehaviour::AddressDependent,
             NatBehaviour::AddressAndPortDependent,
             NatBehaviour::Unknown,
+        ]
+        .into_iter()
+        .for_each(same);
+        [
+            PortAllocation::Preserving,
+            PortAllocation::Sequential,
+            PortAllocation::Random,
+            PortAllocation::Unknown,
         ]
         .into_iter()
         .for_each(same);

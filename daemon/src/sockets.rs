@@ -24,6 +24,11 @@ const KERNEL_BUFFER_BYTES: usize = 7 << 20;
 /// (`ip rule … fwmark`). Spells `MESH`.
 pub const FWMARK: u32 = 0x4d45_5348;
 
+/// ICMP errors that are fetched at once.
+const MAX_ICMP_ERRORS: u32 = 64;
+/// What every IPv6 link carries (RFC 8200, section 5).
+const IPV6_LEAST_MTU: i32 = 1_280;
+
 /// How often another port is tried when the one that IPv4 got is taken for IPv6.
 const PORT_ATTEMPTS: usize = 16;
 
@@ -128,7 +133,8 @@ impl SendErrorCounters {
 
 /// One bound socket with what quinn-udp found out about it.
 #[derive(Debug)]
-struct Bound {
+pub(crate) struct Bound {
+    family: Family,
     socket: Socket,
     state: UdpSocketState,
     port: u16,
@@ -142,6 +148,7 @@ pub struct Sockets {
     v4: Option<Bound>,
     v6: Option<Bound>,
     errors: SendErrorCounters,
+    tuning: Tuning,
 }
 
 impl Sockets {
@@ -182,6 +189,7 @@ impl Sockets {
                 v4,
                 v6,
                 errors: SendErrorCounters::default(),
+                tuning,
             });
         }
         Err(BindError::NoFamily)
@@ -209,6 +217,18 @@ impl Sockets {
         self.errors.snapshot()
     }
 
+    /// One more socket of IPv4, set up as those here, on a port that the kernel chooses.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(crate) fn open_spare(&self) -> io::Result<Bound> {
+        let bound = Bound::try_open(Family::V4, 0, self.tuning)?;
+        // For [`Bound::take_icmp_errors`]. Not on the mesh sockets: every error would fail an unrelated call.
+        setsockopt(&bound.socket, sockopt::Ipv4RecvErr, &true)?;
+        Ok(bound)
+    }
+
     /// Receives what has arrived, one GRO buffer for each of `buffers`.
     ///
     /// # Errors
@@ -221,17 +241,30 @@ impl Sockets {
         meta: &mut [RecvMeta],
     ) -> io::Result<usize> {
         let bound = self.bound(family).ok_or(io::ErrorKind::WouldBlock)?;
-        bound.state.recv((&bound.socket).into(), buffers, meta)
+        bound.recv(buffers, meta)
     }
 
     /// Sends `contents` as datagrams of `segment` bytes each, the last of which may be shorter.
     pub fn send(&self, remote: SocketAddr, contents: &[u8], segment: usize) {
+        match self.bound(Family::of(&remote)) {
+            Some(bound) => self.send_by(bound, remote, contents, segment),
+            None => {
+                let segment = segment.clamp(1, contents.len().max(1));
+                let datagrams = contents.len().div_ceil(segment);
+                self.errors.count(libc::EAFNOSUPPORT, datagrams as u64);
+            }
+        }
+    }
+
+    /// As [`Self::send`], from a socket of [`Self::open_spare`].
+    pub(crate) fn send_by(
+        &self,
+        bound: &Bound,
+        remote: SocketAddr,
+        contents: &[u8],
+        segment: usize,
+    ) {
         let segment = segment.clamp(1, contents.len().max(1));
-        let Some(bound) = self.bound(Family::of(&remote)) else {
-            self.errors
-                .count(libc::EAFNOSUPPORT, contents.len().div_ceil(segment) as u64);
-            return;
-        };
         let mut rest = contents;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(bound.burst(segment).min(rest.len()));
@@ -252,25 +285,52 @@ impl Sockets {
         }
     }
 
-    /// Sends one datagram that lives for `ttl` hops only; the sockets' default stays what it is.
-    pub fn send_with_ttl(&self, remote: SocketAddr, payload: &[u8], ttl: u8) {
-        if let Err(errno) = self.try_send_with_ttl(remote, payload, ttl) {
-            self.errors.count(errno as i32, 1);
+    /// As [`Self::send`], for datagrams that routers on the way may cut up: those of the smallest MTU that the overlay has, on
+    /// a path that does not even carry these.
+    ///
+    /// For the data thread only: meanwhile everything that the socket sends may be cut up, and probes of a path's MTU, which
+    /// must not be, come from that thread as well.
+    pub fn send_fragmentable(&self, remote: SocketAddr, contents: &[u8], segment: usize) {
+        match self.bound(Family::of(&remote)) {
+            Some(bound) => self.send_fragmentable_by(bound, remote, contents, segment),
+            None => self.send(remote, contents, segment),
         }
     }
 
-    fn try_send_with_ttl(&self, remote: SocketAddr, payload: &[u8], ttl: u8) -> Result<(), Errno> {
-        let family = Family::of(&remote);
-        let bound = self.bound(family).ok_or(Errno::EAFNOSUPPORT)?;
-        let ttl = i32::from(ttl);
-        let hops = match family {
-            Family::V4 => ControlMessage::Ipv4Ttl(&ttl),
-            Family::V6 => ControlMessage::Ipv6HopLimit(&ttl),
-        };
-        let iov = [IoSlice::new(payload)];
-        let to = SockaddrStorage::from(remote);
-        let fd = bound.socket.as_raw_fd();
-        socket::sendmsg(fd, &iov, &[hops], MsgFlags::MSG_DONTWAIT, Some(&to)).map(drop)
+    /// As [`Self::send_fragmentable`], from a socket of [`Self::open_spare`].
+    pub(crate) fn send_fragmentable_by(
+        &self,
+        bound: &Bound,
+        remote: SocketAddr,
+        contents: &[u8],
+        segment: usize,
+    ) {
+        bound.allow_fragments(true);
+        for datagram in contents.chunks(segment.max(1)) {
+            self.send_by(bound, remote, datagram, datagram.len());
+        }
+        bound.allow_fragments(false);
+    }
+
+    /// Sends one datagram that lives for `ttl` hops only; the sockets' default stays what it is.
+    pub fn send_with_ttl(&self, remote: SocketAddr, payload: &[u8], ttl: u8) {
+        match self.bound(Family::of(&remote)) {
+            Some(bound) => self.send_with_ttl_by(bound, remote, payload, ttl),
+            None => self.errors.count(libc::EAFNOSUPPORT, 1),
+        }
+    }
+
+    /// As [`Self::send_with_ttl`], from a socket of [`Self::open_spare`].
+    pub(crate) fn send_with_ttl_by(
+        &self,
+        bound: &Bound,
+        remote: SocketAddr,
+        payload: &[u8],
+        ttl: u8,
+    ) {
+        if let Err(errno) = bound.try_send_with_ttl(remote, payload, ttl) {
+            self.errors.count(errno as i32, 1);
+        }
     }
 }
 
@@ -325,11 +385,60 @@ impl Bound {
             .as_socket()
             .map_or(port, |address| address.port());
         Ok(Self {
+            family,
             socket,
             state,
             port,
             gso: tuning.udp_gso,
         })
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// As [`Sockets::recv`].
+    pub(crate) fn recv(
+        &self,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> io::Result<usize> {
+        self.state.recv((&self.socket).into(), buffers, meta)
+    }
+
+    /// How many ICMP errors came back to what this socket sent; each is counted once. Only for spare sockets.
+    pub(crate) fn take_icmp_errors(&self) -> u32 {
+        let mut count = 0;
+        // The first bytes of what was sent are of no interest.
+        let mut payload = [0; 1];
+        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+        while count < MAX_ICMP_ERRORS {
+            let mut iov = [IoSliceMut::new(&mut payload)];
+            let fd = self.socket.as_raw_fd();
+            if socket::recvmsg::<SockaddrStorage>(fd, &mut iov, None, flags).is_err() {
+                break;
+            }
+            count += 1;
+        }
+        // The error is also kept for the next call, which it would fail.
+        let _ = self.socket.take_error();
+        count
+    }
+
+    fn try_send_with_ttl(&self, remote: SocketAddr, payload: &[u8], ttl: u8) -> Result<(), Errno> {
+        let ttl = i32::from(ttl);
+        let hops = match Family::of(&remote) {
+            Family::V4 => ControlMessage::Ipv4Ttl(&ttl),
+            Family::V6 => ControlMessage::Ipv6HopLimit(&ttl),
+        };
+        let iov = [IoSlice::new(payload)];
+        let to = SockaddrStorage::from(remote);
+        let fd = self.socket.as_raw_fd();
+        socket::sendmsg(fd, &iov, &[hops], MsgFlags::MSG_DONTWAIT, Some(&to)).map(drop)
     }
 
     /// Bytes that go into one call for datagrams of `segment` bytes.
@@ -341,6 +450,24 @@ impl Bound {
         };
         let most = self.state.max_gso_segments().clamp(1, allowed);
         segment * most.min((limits::MAX_GSO_BYTES / segment).max(1))
+    }
+
+    /// Whether datagrams may be fragmented. Over IPv6 only the sender can do it, and cuts to what every link carries.
+    fn allow_fragments(&self, allow: bool) {
+        let fd = self.socket.as_raw_fd();
+        // The names for IPv6 differ and the values do not (linux/in6.h).
+        let discover = if allow {
+            libc::IP_PMTUDISC_DONT
+        } else {
+            libc::IP_PMTUDISC_PROBE
+        };
+        if self.family == Family::V4 {
+            set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover);
+        } else {
+            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover);
+            let cut = if allow { IPV6_LEAST_MTU } else { 0 };
+            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU, cut);
+        }
     }
 
     fn transmit(&self, remote: SocketAddr, contents: &[u8], segment: usize) -> io::Result<()> {
@@ -358,6 +485,13 @@ impl Bound {
         };
         self.state.try_send((&self.socket).into(), &transmit)
     }
+}
+
+/// Sets an option of a socket; these cannot fail on one of the right family.
+fn set_option(fd: std::os::fd::RawFd, level: i32, name: i32, value: i32) {
+    let length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the value is a number of the length that is given.
+    unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) };
 }
 
 /// As large as the host allows: the FORCE variants pass `net.core.rmem_max` but take CAP_NET_ADMIN.
@@ -415,6 +549,35 @@ mod tests {
             .map(|i| vec![i as u8; if i + 1 == count { last } else { segment }])
             .collect();
         (datagrams.concat(), datagrams)
+    }
+
+    #[test]
+    fn datagrams_may_be_cut_up_on_demand_and_only_then() {
+        let sockets = Sockets::bind(0).unwrap();
+        for family in [Family::V4, Family::V6] {
+            let Some(bound) = sockets.bound(family) else {
+                continue;
+            };
+            let discover = || {
+                let (level, name) = match family {
+                    Family::V4 => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+                    Family::V6 => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+                };
+                let (mut value, mut length) = (0_i32, 4);
+                let fd = bound.socket.as_raw_fd();
+                // SAFETY: both pointers are to variables of the lengths that are given.
+                let result = unsafe {
+                    libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut length)
+                };
+                assert_eq!(result, 0);
+                value
+            };
+            assert_eq!(discover(), libc::IP_PMTUDISC_PROBE);
+            bound.allow_fragments(true);
+            assert_eq!(discover(), libc::IP_PMTUDISC_DONT);
+            bound.allow_fragments(false);
+            assert_eq!(discover(), libc::IP_PMTUDISC_PROBE);
+        }
     }
 
     #[test]

@@ -65,6 +65,11 @@ let
         default = true;
         description = "Bring the network up when meshd starts.";
       };
+      mtu = mkOption {
+        type = types.nullOr (types.ints.between 1280 9000);
+        default = null;
+        description = "Largest packet of the overlay in bytes: a cap. What is used is found out for each path.";
+      };
       addresses = addressList "Overlay addresses of this host beside the derived IPv6 one, with prefix length.";
       relays = addressList "Relays, as mesh://<relay id>@host:port.";
       identityFile = optionalString ''
@@ -93,7 +98,7 @@ let
     psk_file = if peer.pskFile == null then null else credential (pskName network name);
   };
   networkSettings = name: network: withoutNulls {
-    inherit (network) interface id autostart;
+    inherit (network) interface id autostart mtu;
     address = if network.addresses == [ ] then null else network.addresses;
     relays = if network.relays == [ ] then null else network.relays;
     identity_file = if network.identityFile == null then null else credential (keyName name);

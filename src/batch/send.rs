@@ -18,6 +18,8 @@ pub struct Run {
     pub socket: SocketId,
     /// Where the datagrams go.
     pub remote: SocketAddr,
+    /// Routers on the way may cut the datagrams up: they have the smallest allowed MTU, and the path carries less.
+    pub fragments: bool,
     /// Size of each datagram but the last, in bytes.
     pub segment: usize,
     /// Where they lie in the batch.
@@ -92,7 +94,7 @@ impl SendBatch {
         } else {
             0
         };
-        let inner = padded(length, usize::from(limits::INNER_MTU));
+        let inner = padded(length, usize::from(route.mtu));
         let size = frame + inner + OVERHEAD;
         let Some(datagram) = self.buffer[self.used..].get_mut(..size) else {
             return false;
@@ -136,6 +138,7 @@ impl SendBatch {
             let whole = total % run.segment == 0;
             if run.remote == route.remote
                 && run.socket == route.socket
+                && run.fragments == route.fragments
                 && whole
                 && len <= run.segment
                 && total + len <= limits::MAX_GSO_BYTES
@@ -148,6 +151,7 @@ impl SendBatch {
         self.runs.push(Run {
             socket: route.socket,
             remote: route.remote,
+            fragments: route.fragments,
             segment: len,
             range: start..self.used,
         });

@@ -46,6 +46,10 @@ pub(super) static NETWORK: Keys = Keys {
             example: "true",
         },
         Key {
+            name: "mtu",
+            example: "9000",
+        },
+        Key {
             name: "relays",
             example: "[\"mesh://<relay-id>@relay.example.org:443\"]",
         },
@@ -62,7 +66,7 @@ pub(super) static NETWORK: Keys = Keys {
             example: "[{ id = \"<node id>\" }]",
         },
     ],
-    later: &["mtu"],
+    later: &[],
 };
 
 /// A network with the places of what may clash with something else.
@@ -75,6 +79,7 @@ pub(super) struct NetworkDraft {
     pub(super) identity_file: Option<At<PathBuf>>,
     pub(super) peers: Vec<PeerDraft>,
     autostart: bool,
+    mtu: u16,
 }
 
 impl NetworkDraft {
@@ -91,6 +96,7 @@ impl NetworkDraft {
             interface: self.interface?.value,
             id: self.id?.value,
             autostart: self.autostart,
+            mtu: self.mtu,
             relays: values(self.relays),
             addresses: values(self.addresses),
             identity_file: self.identity_file.map(|at| at.value),
@@ -219,6 +225,9 @@ fn parse_network(name: &str, section: &Section<'_, '_>, report: &mut Report<'_>)
         autostart: section
             .get("autostart", report, value::boolean)
             .is_none_or(|at| at.value),
+        mtu: section
+            .get("mtu", report, value::mtu)
+            .map_or(limits::MAX_INNER_MTU, |at| at.value),
         peers: parse_peers(section, report),
     }
 }

@@ -70,6 +70,8 @@ pub struct Network {
     pub id: NetworkId,
     /// Bring it up when meshd starts.
     pub autostart: bool,
+    /// Largest inner packet in bytes: a cap, [`crate::limits::INNER_MTU`] to [`crate::limits::MAX_INNER_MTU`].
+    pub mtu: u16,
     /// Its relays, at most [`crate::limits::MAX_RELAYS`], each with another key.
     pub relays: Vec<RelayUrl>,
     /// Our overlay addresses beside the derived one, with the prefix lengths to give to the interface.

@@ -266,7 +266,7 @@ fn unknown_keys_name_the_nearest() {
     bad_network(
         "\"a\\nb\" = 1",
         "\"a\\nb\": unknown key; \
-         known here: interface, id, autostart, relays, address, identity_file, peer",
+         known here: interface, id, autostart, mtu, relays, address, identity_file, peer",
     );
 }
 
@@ -296,9 +296,23 @@ fn keys_of_later_versions_are_refused() {
         "\n[relay]\nserve = true",
         &["2: relay: not supported by this version; remove it"],
     );
+}
+
+#[test]
+fn an_mtu_is_one_that_every_link_carries_or_more() {
+    let mtu = |text: &str| good(&format!("[network.home]\n{text}")).networks[0].mtu;
+    assert_eq!(mtu(""), limits::MAX_INNER_MTU);
+    assert_eq!(mtu("mtu = 1280"), 1_280);
+    assert_eq!(mtu("mtu = 9000"), 9_000);
+    for wrong in ["1279", "9001", "0", "-1", "70000"] {
+        bad_network(
+            &format!("mtu = {wrong}"),
+            &format!("mtu: {wrong} is no possible MTU; use 1280 to 9000"),
+        );
+    }
     bad_network(
-        "mtu = 1280",
-        "mtu: not supported by this version; remove it",
+        "mtu = \"1400\"",
+        "mtu: must be a number, not a string; write mtu = 9000",
     );
 }
 

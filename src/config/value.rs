@@ -10,6 +10,7 @@ use toml::de::DeValue;
 
 use super::section::describe;
 use crate::identity::{NetworkId, RelayUrl};
+use crate::limits;
 
 type Parsed<T> = Result<T, String>;
 
@@ -41,6 +42,21 @@ pub(super) fn port(value: &DeValue<'_>, correct: &str) -> Parsed<u16> {
     };
     u16::from_str_radix(number.as_str(), number.radix())
         .map_err(|_| format!("{number} is not a port; use 0 (any free port) to 65535"))
+}
+
+/// An MTU of an overlay.
+pub(super) fn mtu(value: &DeValue<'_>, correct: &str) -> Parsed<u16> {
+    let Some(number) = value.as_integer() else {
+        return Err(format!(
+            "must be a number, not {}; {correct}",
+            describe(value)
+        ));
+    };
+    let (least, most) = (limits::INNER_MTU, limits::MAX_INNER_MTU);
+    u16::from_str_radix(number.as_str(), number.radix())
+        .ok()
+        .filter(|mtu| (least..=most).contains(mtu))
+        .ok_or_else(|| format!("{number} is no possible MTU; use {least} to {most}"))
 }
 
 /// An absolute path.

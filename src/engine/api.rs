@@ -37,6 +37,9 @@ pub struct NetworkSetup {
     pub identity: Identity,
     /// Our overlay addresses beside the derived one.
     pub addresses: Vec<IpAddr>,
+    /// MTU of the network's device, in bytes: at least [`crate::limits::INNER_MTU`] and at most
+    /// [`crate::limits::MAX_INNER_MTU`]. What is used is found out for each path, and never exceeds this.
+    pub mtu: u16,
     /// Who else is in it.
     pub peers: Vec<PeerSetup>,
     /// Relays to keep connections to, at most [`crate::limits::MAX_RELAYS`].
@@ -175,6 +178,15 @@ pub enum Event {
         path: Option<PathStatus>,
         /// Why, in words.
         reason: &'static str,
+    },
+    /// Packets to a peer may be larger than before, or may no longer be as large.
+    MtuChanged {
+        /// Network of the peer.
+        network: NetworkIndex,
+        /// The peer.
+        peer: PeerKey,
+        /// Largest inner packet, in bytes. Until the first such event it is [`crate::limits::INNER_MTU`].
+        mtu: u16,
     },
     /// The health lines of a network changed.
     HealthChanged {
@@ -339,6 +351,8 @@ pub struct HostAddress {
     pub ip: IpAddr,
     /// True for docker and other virtual bridges, which are tried last. Tunnels, ours or another VPN's, are left out.
     pub virtual_interface: bool,
+    /// MTU of its link, in bytes.
+    pub mtu: u16,
 }
 
 /// Datagrams and packets that were dropped, by reason.
@@ -366,4 +380,6 @@ pub struct Drops {
     pub forged_control: u64,
     /// Inner packets beyond the queue of a peer that has no session yet.
     pub queue_full: u64,
+    /// Inner packets from TUN that are larger than the path to their peer carries.
+    pub too_big: u64,
 }

@@ -38,7 +38,7 @@ impl Engine {
                 instance,
                 reply,
             } => self.handle_hello(now, path, index, version, instance, reply),
-            Control::Probe { transaction } => {
+            Control::Probe { transaction, .. } => {
                 self.handle_probe(now, path, index, packet.len(), transaction)
             }
             Control::ProbeAck { transaction } => {

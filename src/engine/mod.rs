@@ -49,6 +49,7 @@ use crate::nat::profile::Prober;
 use crate::path::PathKey;
 use crate::path::candidates::own_candidates;
 use crate::peer::{Peer, PeerIndex, PendingPing};
+use crate::rate::Bucket;
 use crate::relay::client::RelayClient;
 use crate::rng::Random;
 use crate::routing::RoutingTable;
@@ -69,6 +70,10 @@ struct Network {
     relays: Vec<RelayHandle>,
     /// The relay that first packets go to.
     home: Option<RelayHandle>,
+    /// Our addresses in it beside the derived one.
+    addresses: Vec<IpAddr>,
+    /// MTU of its device.
+    mtu: u16,
 }
 
 /// See the module's documentation.
@@ -90,6 +95,10 @@ pub struct Engine {
     channels: BTreeMap<(SocketAddr, u32), (RelayHandle, PeerIndex)>,
     host: Vec<HostAddress>,
     ports: (Option<u16>, Option<u16>),
+    /// The largest MTU among this host's links.
+    link_mtu: u16,
+    /// Bounds ICMP messages to this host's applications.
+    too_big: Bucket,
     prober: Prober,
     spares: Spares,
     /// The attempt to get through a hard NAT that is under way: one for all peers.
@@ -122,6 +131,8 @@ impl Engine {
             channels: BTreeMap::new(),
             host: Vec::new(),
             ports: (None, None),
+            link_mtu: 0,
+            too_big: Bucket::default(),
             prober: Prober::new(now),
             spares: Spares::default(),
             attempt: None,
@@ -237,6 +248,7 @@ impl Engine {
         if self.host == host && self.ports == (port_v4, port_v6) {
             return;
         }
+        self.link_mtu = host.iter().map(|address| address.mtu).max().unwrap_or(0);
         self.host = host;
         self.ports = (port_v4, port_v6);
         self.network_changed(now);
@@ -385,6 +397,11 @@ fn coalesced(now: Instant, at: Instant) -> Instant {
 }
 
 impl Network {
+    /// True for an address that this host itself has in the overlay.
+    fn is_own(&self, ip: IpAddr) -> bool {
+        ip == IpAddr::V6(self.overlay) || self.addresses.contains(&ip)
+    }
+
     /// True for an address inside the overlay: nothing of ours may be sent to it from the mesh socket.
     fn covers(&self, ip: IpAddr) -> bool {
         let derived = match ip {

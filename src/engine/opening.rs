@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use crate::batch::{Batches, Inbox};
+use crate::offload::{clamp_mss, opens_tcp};
 use crate::path::PathKey;
 use crate::peer::{Peer, PeerIndex};
 use crate::session::cipher::{self, Job, Key, MAX_JOBS, TAG};
@@ -182,11 +183,18 @@ impl Engine {
         let Some(peer) = self.peers.get_mut(index.0 as usize) else {
             return Sorted::Dropped;
         };
-        let network = self.networks.get_mut(&peer.network);
-        let owner = network.and_then(|network| network.routes.lookup(header.source));
-        if owner != Some(index) {
+        let Some(network) = self.networks.get_mut(&peer.network) else {
+            return Sorted::Dropped;
+        };
+        if network.routes.lookup(header.source) != Some(index) {
             self.drops.wrong_source += 1;
             return Sorted::Dropped;
+        }
+        if opens_tcp(&header, &inbox.storage[range.clone()])
+            && !network.is_own(header.destination)
+            && let Some(route) = peer.paths.route()
+        {
+            clamp_mss(&mut inbox.storage[range.clone()], route.mtu);
         }
         peer.last_data = Some(now);
         peer.rx_bytes += range.len() as u64;

@@ -9,12 +9,15 @@ use super::opening::Group;
 use super::{Engine, NetworkIndex, Output, RelayAction, SocketId};
 use crate::batch::{Batches, Inbox, ReceiveBatch, SendBatch};
 use crate::identity::{NodeId, overlay_address};
-use crate::offload::SuperPacket;
+use crate::limits;
+use crate::offload::{SuperPacket, clamp_mss, opens_tcp};
 use crate::path::{PathKey, Route};
 use crate::peer::{Peer, PeerIndex};
+use crate::rate::Rate;
 use crate::session::{Admitted, Context, HandshakeError, Refused, number};
 use crate::time::Instant;
 use crate::wire::control::NEXT_HEADER;
+use crate::wire::icmp::packet_too_big;
 use crate::wire::ip::IpHeader;
 use crate::wire::relay::{ClientMessage, FRAME_HEADER, Frame, parse_frame, write_data_header};
 use crate::wire::{Protocol, classify};
@@ -100,7 +103,7 @@ impl Engine {
                 }
             }
             Protocol::Stun => self.handle_stun(now, socket, remote, datagram),
-            Protocol::Quic if out.quic.len() < crate::limits::MAX_QUIC_BATCH => {
+            Protocol::Quic if out.quic.len() < limits::MAX_QUIC_BATCH => {
                 out.quic.push((remote, datagram.to_vec()));
             }
             Protocol::Quic | Protocol::Unknown => self.drops.unknown_protocol += 1,
@@ -135,8 +138,12 @@ impl Engine {
             return;
         };
         peer.last_data = Some(now);
-        match seal(now, peer, packet, &mut out.send) {
+        // Hosts behind us do not know the overlay's MTU; this one is told by its routes.
+        let foreign = !network.is_own(header.source);
+        let clamp = foreign && packet.count() == 1 && opens_tcp(&header, packet.bytes());
+        match seal(now, peer, packet, clamp, &mut out.send) {
             Sealed::All => {}
+            Sealed::TooBig(mtu) => return self.refuse_too_big(now, index, packet, mtu),
             Sealed::But(dropped) => self.drops.queue_full += dropped as u64,
             Sealed::NoSession => {
                 for at in 0..packet.count() {
@@ -152,6 +159,27 @@ impl Engine {
         }
         peer.paths.sent_data(now);
         self.look_soon(now, index);
+    }
+
+    /// Says that a packet is too large for the path to its peer, as a router does.
+    fn refuse_too_big(
+        &mut self,
+        now: Instant,
+        index: PeerIndex,
+        packet: &SuperPacket<'_>,
+        mtu: u16,
+    ) {
+        self.drops.too_big += packet.count() as u64;
+        let Some(network) = self.peer(index).map(|peer| peer.network) else {
+            return;
+        };
+        let rate = Rate::new(limits::TOO_BIG_PER_SECOND, limits::TOO_BIG_PER_SECOND);
+        if !self.too_big.take(now, rate, 1) {
+            return;
+        }
+        if let Some(packet) = packet_too_big(packet.bytes(), mtu) {
+            self.outputs.push_back(Output::Packet { network, packet });
+        }
     }
 
     /// Whom a frame is from, if it is data with a message of WireGuard inside. `last` is the channel of the frame before.
@@ -409,8 +437,16 @@ impl Engine {
             return;
         }
         for packet in peer.queue.take() {
-            match seal(now, peer, &SuperPacket::whole(&packet), &mut out.send) {
+            match seal(
+                now,
+                peer,
+                &SuperPacket::whole(&packet),
+                false,
+                &mut out.send,
+            ) {
                 Sealed::All => peer.paths.sent_data(now),
+                // Its sender tries again, and is told then.
+                Sealed::TooBig(_) => self.drops.too_big += 1,
                 _ => self.drops.queue_full += 1,
             }
         }
@@ -443,6 +479,7 @@ impl Engine {
                     socket,
                     remote,
                     channel: Some(channel),
+                    ..
                 }) => {
                     let mut payload = vec![0; FRAME_HEADER];
                     write_data_header(&mut payload, channel);
@@ -467,17 +504,28 @@ enum Sealed {
     All,
     /// So many of its segments found no room.
     But(usize),
+    /// The path carries only packets of so many bytes.
+    TooBig(u16),
     /// There is no session, or no path.
     NoSession,
 }
 
-/// Puts a packet's segments into the batch for the peer's current path.
+/// Puts a packet's segments into the batch for the peer's current path; `clamp` is for one that starts a connection.
 #[inline]
-fn seal(now: Instant, peer: &mut Peer, packet: &SuperPacket<'_>, batch: &mut SendBatch) -> Sealed {
+fn seal(
+    now: Instant,
+    peer: &mut Peer,
+    packet: &SuperPacket<'_>,
+    clamp: bool,
+    batch: &mut SendBatch,
+) -> Sealed {
     let Some(route) = peer.paths.route() else {
         return Sealed::NoSession;
     };
     let count = packet.count();
+    if packet.length(0) > usize::from(route.mtu) {
+        return Sealed::TooBig(route.mtu);
+    }
     let sealing = peer
         .session()
         .and_then(|session| session.reserve(now, count as u64, true));
@@ -488,7 +536,10 @@ fn seal(now: Instant, peer: &mut Peer, packet: &SuperPacket<'_>, batch: &mut Sen
     for at in 0..count {
         let length = packet.length(at);
         if batch.push(route, &sealing, at as u64, length, |out| {
-            packet.write(at, out)
+            packet.write(at, out);
+            if clamp {
+                clamp_mss(out, route.mtu);
+            }
         }) {
             bytes += length as u64;
         } else {

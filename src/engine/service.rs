@@ -4,6 +4,7 @@ use super::{Engine, Event, PathStatus, PongInfo};
 use crate::batch::Batches;
 use crate::limits;
 use crate::path::agent::Change;
+use crate::path::mtu::MtuBounds;
 use crate::path::{Path, PathKey};
 use crate::peer::handshake::Handshake;
 use crate::peer::{Peer, PeerIndex};
@@ -406,6 +407,46 @@ impl Engine {
         for order in orders {
             self.send_probe(now, index, order.key, order.transaction);
         }
+        self.probe_mtu(now, index);
+    }
+
+    /// Sends padded probes that are due, and tells of what the current path has been found to carry.
+    fn probe_mtu(&mut self, now: Instant, index: PeerIndex) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        let Some(network) = self.networks.get(&peer.network) else {
+            return;
+        };
+        let bounds = MtuBounds {
+            link: self.link_mtu,
+            cap: network.mtu,
+        };
+        let using = peer.uses(now);
+        let probes = peer.paths.mtu_probes(now, using, bounds, &mut self.rng);
+        for (key, probe) in probes {
+            let probe = Control::padded_probe(probe.transaction, probe.size);
+            self.send_control(now, index, Some(key), &probe, None);
+        }
+    }
+
+    /// Tells of a change of what packets to the peer may have.
+    fn report_mtu(&mut self, index: PeerIndex) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        let Some(mtu) = peer.paths.route().map(|route| route.mtu) else {
+            return;
+        };
+        if std::mem::replace(&mut peer.reported_mtu, mtu) == mtu {
+            return;
+        }
+        let event = Event::MtuChanged {
+            network: peer.network,
+            peer: peer.key,
+            mtu,
+        };
+        self.emit(event);
     }
 
     pub(super) fn send_probe(
@@ -421,7 +462,8 @@ impl Engine {
         {
             path.probe_sent(transaction, now);
         }
-        self.send_control(now, index, Some(key), &Control::Probe { transaction }, None);
+        let probe = Control::padded_probe(transaction, 0);
+        self.send_control(now, index, Some(key), &probe, None);
     }
 
     /// Chooses the peer's path anew, and sends what waited for one.
@@ -432,6 +474,7 @@ impl Engine {
         if let Some(change) = peer.paths.choose(now) {
             self.path_changed(now, index, change);
         }
+        self.report_mtu(index);
         self.flush_queue(now, index, out);
     }
 
@@ -473,7 +516,7 @@ impl Engine {
             remote: path.route()?.remote,
             relay,
             rtt: path.rtt(),
-            mtu: limits::INNER_MTU,
+            mtu: path.mtu.effective(),
             age: now.since(peer.paths.since()),
         })
     }

@@ -83,6 +83,8 @@ impl Engine {
             by_wireguard_key: BTreeMap::new(),
             relays: Vec::new(),
             home: None,
+            addresses: setup.addresses,
+            mtu: setup.mtu,
         };
         self.networks.insert(index, network);
         for peer in setup.peers {
@@ -110,6 +112,10 @@ impl Engine {
         if network.id != setup.id || network.local.public() != local.public() {
             self.remove_network(index);
             return self.add_network(now, index, setup);
+        }
+        if let Some(network) = self.networks.get_mut(&index) {
+            network.addresses = setup.addresses;
+            network.mtu = setup.mtu;
         }
         self.update_peers(index, setup.peers);
         self.update_relays(now, index, setup.relays);

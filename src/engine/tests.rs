@@ -59,6 +59,7 @@ fn setup(own: u8, peer: u8, relays: Vec<RelayUrl>, endpoints: Vec<SocketAddr>) -
         id: network_id(),
         identity: identity(own),
         addresses: Vec::new(),
+        mtu: crate::limits::MAX_INNER_MTU,
         peers: vec![PeerSetup {
             key: PeerKey::Mesh(identity(peer).id()),
             name: format!("host{peer}"),
@@ -87,6 +88,7 @@ fn host(
     let own_address = HostAddress {
         ip: address.ip(),
         virtual_interface: false,
+        mtu: 1_500,
     };
     engine.set_local_addresses(now, &[own_address], Some(address.port()), None);
     Host {

@@ -33,6 +33,7 @@ pub(super) fn setup(own: u32, peers: Vec<PeerSetup>) -> NetworkSetup {
         id: NetworkId::from_name("home"),
         identity: identity(own),
         addresses: Vec::new(),
+        mtu: crate::limits::MAX_INNER_MTU,
         peers,
         relays: Vec::new(),
     }

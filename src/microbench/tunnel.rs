@@ -51,6 +51,7 @@ impl End {
         let host = HostAddress {
             ip: address(own).ip(),
             virtual_interface: false,
+            mtu: 1_500,
         };
         engine.set_local_addresses(NOW, &[host], Some(address(own).port()), None);
         Self {

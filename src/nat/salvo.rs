@@ -23,6 +23,8 @@ const MEETING_TIME: u64 = 5_000;
 const SEARCH_STARTS: u64 = 60;
 /// 100 a second: a line that carries a telephone call carries them.
 const SEARCH_INTERVAL: u64 = 10;
+/// An attempt without hope ends this much before the limit: far deadlines are put off to a full second.
+const SLACK: Duration = Duration::from_secs(2);
 /// How long the answer to the last probe is waited for.
 const LAST_WAIT: u64 = 500;
 
@@ -97,10 +99,10 @@ impl Salvo {
     fn end(&self) -> Instant {
         let last = match &self.kind {
             Kind::Meet => Duration::from_millis(MEETING_TIME + LAST_WAIT),
-            Kind::Open => limits::SPRAY_TIME,
+            Kind::Open => limits::SPRAY_TIME - SLACK,
             Kind::Search(ports) => {
                 let last = SEARCH_STARTS + ports.len() as u64 * SEARCH_INTERVAL + LAST_WAIT;
-                Duration::from_millis(last).min(limits::SPRAY_TIME)
+                Duration::from_millis(last).min(limits::SPRAY_TIME - SLACK)
             }
         };
         self.start + last
@@ -226,7 +228,7 @@ mod tests {
             passes[2..],
             [Shot::Pass(None), Shot::Pass(None), Shot::Done]
         );
-        assert_eq!(shots[4].0, limits::SPRAY_TIME);
+        assert_eq!(shots[4].0, limits::SPRAY_TIME - SLACK);
     }
 
     #[test]

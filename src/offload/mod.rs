@@ -5,10 +5,12 @@
 //! left them out.
 
 mod checksum;
+mod mss;
 #[cfg(test)]
 mod tests;
 
 pub use checksum::checksum;
+pub(crate) use mss::{clamp_mss, opens_tcp};
 
 /// Length of the `virtio_net_hdr` that TUN uses: without the count of merged buffers.
 pub const VIRTIO_NET_HDR: usize = 10;

@@ -1,5 +1,6 @@
 //! All paths of one peer: probes them, and chooses the one that carries data.
 
+use super::mtu::{MtuBounds, MtuProbe};
 use super::scoring::is_better;
 use super::{Path, PathKey, Route};
 use crate::engine::SocketId;
@@ -211,6 +212,9 @@ impl PathSet {
                 .next_probe(current, keepalive && current)
                 .is_some_and(|due| due <= now)
             {
+                if current && path.is_suspicious(now) {
+                    path.mtu.doubt(now);
+                }
                 orders.push(ProbeOrder {
                     key: path.key,
                     transaction: rng.u64(),
@@ -218,6 +222,32 @@ impl PathSet {
             }
         }
         orders
+    }
+
+    /// When [`Self::mtu_probes`] has to run.
+    pub(crate) fn mtu_deadline(&self, now: Instant, using: Use) -> Option<Instant> {
+        let searched = self.paths.iter().filter(|_| using.active && using.probes);
+        searched.filter_map(|path| path.mtu_deadline(now)).min()
+    }
+
+    /// Padded probes that are due, on every path that may be used.
+    pub(crate) fn mtu_probes(
+        &mut self,
+        now: Instant,
+        using: Use,
+        bounds: MtuBounds,
+        rng: &mut Random,
+    ) -> Vec<(PathKey, MtuProbe)> {
+        let mut probes = Vec::new();
+        let searched = self
+            .paths
+            .iter_mut()
+            .filter(|_| using.active && using.probes);
+        for path in searched {
+            let due = path.mtu_probes(now, bounds, rng);
+            probes.extend(due.into_iter().map(|probe| (path.key, probe)));
+        }
+        probes
     }
 
     /// Chooses the current path anew.
@@ -261,6 +291,10 @@ impl PathSet {
         if self.current != to {
             self.since = now;
             self.reason = reason;
+            let before = self.current().map(|path| path.mtu.effective());
+            if let (Some(before), Some(path)) = (before, to.and_then(|to| self.get_mut(to))) {
+                path.mtu.inherit(before);
+            }
         }
         self.current = to;
     }

@@ -97,6 +97,7 @@ mod tests {
             .map(|last| HostAddress {
                 ip: IpAddr::from([10, 0, 0, last]),
                 virtual_interface: last < 5,
+                mtu: 1_500,
             })
             .collect();
         let reflexive = addr("203.0.113.7:9");

@@ -5,13 +5,16 @@
 
 pub(crate) mod agent;
 pub(crate) mod candidates;
+pub(crate) mod mtu;
 pub(crate) mod scoring;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use self::mtu::{MtuBounds, MtuProbe, PathMtu};
 use crate::engine::{PathKind, RelayHandle, SocketId};
 use crate::limits;
+use crate::rng::Random;
 use crate::time::Instant;
 
 /// Names a path of a peer.
@@ -44,6 +47,10 @@ pub(crate) struct Route {
     pub(crate) remote: SocketAddr,
     /// Channel number for the relay's header; `None` for a direct path.
     pub(crate) channel: Option<u32>,
+    /// Largest inner packet, in bytes.
+    pub(crate) mtu: u16,
+    /// Even packets of the smallest MTU have to be cut up by routers.
+    pub(crate) fragments: bool,
 }
 
 /// A probe that waits for its answer.
@@ -73,6 +80,7 @@ pub(crate) struct Path {
     /// Bytes sent to and received from an address that has proved nothing yet.
     unproven_tx: usize,
     unproven_rx: usize,
+    pub(crate) mtu: PathMtu,
     created: Instant,
 }
 
@@ -114,24 +122,41 @@ impl Path {
             unanswered: 0,
             unproven_tx: 0,
             unproven_rx: 0,
+            mtu: PathMtu::default(),
             created: now,
         }
     }
 
     /// Where to send, if the path can carry anything at all.
+    #[inline]
     pub(crate) fn route(&self) -> Option<Route> {
-        match self.key {
-            PathKey::Direct(socket, remote) => Some(Route {
-                socket,
-                remote,
-                channel: None,
-            }),
-            PathKey::Relay(_) => self.channel.map(|(remote, channel)| Route {
-                socket: SocketId::MESH,
-                remote,
-                channel: Some(channel),
-            }),
-        }
+        let (socket, remote, channel) = match (self.key, self.channel) {
+            (PathKey::Direct(socket, remote), _) => (socket, remote, None),
+            (PathKey::Relay(_), Some((remote, channel))) => (SocketId::MESH, remote, Some(channel)),
+            (PathKey::Relay(_), None) => return None,
+        };
+        Some(Route {
+            socket,
+            remote,
+            channel,
+            mtu: self.mtu.effective(),
+            fragments: self.mtu.needs_fragments(),
+        })
+    }
+
+    /// Padded probes that are due, if the path can be used at all.
+    fn mtu_probes(&mut self, now: Instant, bounds: MtuBounds, rng: &mut Random) -> Vec<MtuProbe> {
+        let timeout = self.probe_timeout();
+        let Some(route) = self.route().filter(|_| self.is_usable(now)) else {
+            return Vec::new();
+        };
+        let overhead = mtu::overhead(route.remote.is_ipv6(), route.channel.is_some());
+        self.mtu.poll(now, timeout, overhead, bounds, rng)
+    }
+
+    /// When [`Self::mtu_probes`] has something to do.
+    fn mtu_deadline(&self, now: Instant) -> Option<Instant> {
+        self.is_usable(now).then(|| self.mtu.deadline())
     }
 
     /// True when data may be sent on it.
@@ -158,6 +183,7 @@ impl Path {
 
     /// Something happened that may have broken it: probe it at once.
     pub(crate) fn suspect(&mut self) {
+        self.mtu.restart();
         self.unanswered = self.unanswered.max(1);
     }
 
@@ -244,6 +270,11 @@ impl Path {
 
     /// The answer to a probe arrived; `false` if none with this transaction was sent here, or too long ago.
     fn probe_answered(&mut self, transaction: u64, now: Instant) -> bool {
+        if self.mtu.answered(transaction) {
+            // No sample of the round trip time, because on a slow line a large packet takes longer, and so no proof: whether a
+            // path is alive is judged by probes that are timed.
+            return true;
+        }
         let pending = self
             .probes
             .iter_mut()
@@ -323,6 +354,12 @@ impl Path {
         let keepalive =
             (keepalive && !relayed).then(|| self.proven.unwrap_or(self.created) + KEEPALIVE);
         [suspicious, keepalive].into_iter().flatten().min()
+    }
+
+    /// Data on it waits for an answer for too long.
+    fn is_suspicious(&self, now: Instant) -> bool {
+        self.waiting_since
+            .is_some_and(|since| now >= since + self.suspicion())
     }
 
     /// Data unanswered for this long makes a path suspicious: two round trips, and time for an application to think.

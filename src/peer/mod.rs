@@ -175,6 +175,8 @@ pub(crate) struct Peer {
     pub(crate) last_data: Option<Instant>,
     pub(crate) last_rx: Option<Instant>,
     pub(crate) last_handshake: Option<Instant>,
+    /// MTU of the current path, as the shell knows it.
+    pub(crate) reported_mtu: u16,
     /// When the peer is next looked at, as entered in the engine's timer queue.
     pub(crate) armed: Option<Instant>,
 }
@@ -210,6 +212,7 @@ impl Peer {
             last_data: None,
             last_rx: None,
             last_handshake: None,
+            reported_mtu: limits::INNER_MTU,
             armed: None,
         }
     }
@@ -310,10 +313,13 @@ impl Peer {
         let next_punch = self.punching.next.filter(|_| wants_punch);
         let ping = self.pings.iter().map(|ping| ping.deadline).min();
         let paths = self.paths.deadline(using);
-        [session, handshake, hello, punch, next_punch, ping, paths]
-            .into_iter()
-            .flatten()
-            .min()
+        let mtu = self.paths.mtu_deadline(now, using);
+        [
+            session, handshake, hello, punch, next_punch, ping, paths, mtu,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 }
 

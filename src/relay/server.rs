@@ -10,7 +10,6 @@
 
 mod channels;
 mod datagrams;
-mod rate;
 mod stats;
 mod types;
 
@@ -22,13 +21,13 @@ use rand_core::{Rng as _, SeedableRng as _};
 use slab::Slab;
 
 use self::channels::{Channels, EndIndex};
-use self::rate::{Bucket, Rate};
 pub use self::stats::{DropReason, Stats};
 pub use self::types::{
     Access, CloseReason, ConnId, Local, Output, Reply, Settings, Socket, Verdict,
 };
 use crate::identity::NodeId;
 use crate::limits;
+use crate::rate::{Bucket, Rate};
 use crate::time::Instant;
 use crate::wire::relay::{
     ClientMessage, PROTOCOL_VERSION, Refusal, ServerMessage, challenge_frame,

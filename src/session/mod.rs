@@ -331,7 +331,8 @@ impl Session {
         packet: &[u8],
         out: &mut [u8],
     ) -> Option<usize> {
-        let padded = packet.len().next_multiple_of(PADDING);
+        // A probe of a path's MTU has just the size that it is to have.
+        let padded = padded(packet.len(), usize::from(limits::INNER_MTU));
         let out = out.get_mut(..padded + OVERHEAD)?;
         let sealing = self.reserve(now, 1, false)?;
         write_header(out, sealing.receiver, sealing.counter);

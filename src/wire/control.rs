@@ -35,6 +35,8 @@ pub enum Control {
     Probe {
         /// Echoed by the answer.
         transaction: u64,
+        /// Zeros that make the packet as long as the path is to be tested for.
+        padding: u16,
     },
     /// Answers [`Control::Probe`].
     ProbeAck {
@@ -76,6 +78,16 @@ pub struct CallMe {
 }
 
 impl Control {
+    /// A probe that is an inner packet of `size` bytes, or of the least size that it can have.
+    pub fn padded_probe(transaction: u64, size: u16) -> Self {
+        const BARE: u16 = IPV6_HEADER as u16 + 1 + 8;
+        let padding = size.saturating_sub(BARE);
+        Self::Probe {
+            transaction,
+            padding,
+        }
+    }
+
     /// Writes the message as an IPv6 packet from `source` to `destination`.
     pub fn to_packet(&self, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
         let mut packet = vec![0; IPV6_HEADER];
@@ -104,6 +116,7 @@ impl Control {
             },
             2 => Self::Probe {
                 transaction: reader.u64()?,
+                padding: zeros(&mut reader)?,
             },
             3 => Self::ProbeAck {
                 transaction: reader.u64()?,
@@ -133,9 +146,13 @@ impl Control {
                 writer.u64(*instance);
                 writer.bool(*reply);
             }
-            Self::Probe { transaction } => {
+            Self::Probe {
+                transaction,
+                padding,
+            } => {
                 writer.u8(2);
                 writer.u64(*transaction);
+                writer.bytes(&vec![0; usize::from(*padding)]);
             }
             Self::ProbeAck { transaction } => {
                 writer.u8(3);
@@ -155,6 +172,15 @@ impl Control {
             }
         }
     }
+}
+
+/// Whatever is left, which must be zeros.
+fn zeros(reader: &mut Reader<'_>) -> Result<u16, WireError> {
+    let rest = reader.bytes(reader.remaining())?;
+    if rest.iter().any(|byte| *byte != 0) {
+        return Err(WireError::Trailing);
+    }
+    u16::try_from(rest.len()).map_err(|_| WireError::TooLarge)
 }
 
 impl CallMe {
@@ -262,6 +288,7 @@ mod tests {
             },
             Control::Probe {
                 transaction: u64::MAX,
+                padding: 0,
             },
             Control::ProbeAck { transaction: 1 },
             Control::CallMe(CallMe {
@@ -314,13 +341,32 @@ mod tests {
     }
 
     #[test]
+    fn a_padded_probe_has_the_length_that_was_asked_for_and_nothing_but_zeros() {
+        let (a, b) = (Ipv6Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+        let probe = Control::padded_probe(7, 1_440);
+        let mut packet = probe.to_packet(a, b);
+        assert_eq!(packet.len(), 1_440);
+        assert_eq!(Control::from_packet(&packet).unwrap(), probe);
+        packet[1_000] = 1;
+        assert!(Control::from_packet(&packet).is_err());
+        let bare = Control::padded_probe(7, 0);
+        assert_eq!(
+            bare,
+            Control::Probe {
+                transaction: 7,
+                padding: 0
+            }
+        );
+    }
+
+    #[test]
     fn a_truncated_or_longer_message_is_refused() {
         for message in messages() {
             let mut packet = message.to_packet(Ipv6Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
             for length in 0..packet.len() {
                 assert!(Control::from_packet(&packet[..length]).is_err());
             }
-            packet.push(0);
+            packet.push(1);
             assert!(Control::from_packet(&packet).is_err());
         }
     }

@@ -6,6 +6,7 @@
 
 pub mod codec;
 pub mod control;
+pub mod icmp;
 pub mod ip;
 pub mod relay;
 pub mod stun;

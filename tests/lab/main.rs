@@ -8,6 +8,7 @@ mod hard_nats;
 mod interop;
 mod kernel;
 mod lifecycle;
+mod mtu;
 mod nats;
 mod noise;
 mod paths;

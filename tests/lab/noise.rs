@@ -104,6 +104,7 @@ impl Target {
             relays: relays.to_vec(),
             address: Some("10.77.0.1".to_owned()),
             peers: vec![b.as_peer("10.77.0.2")],
+            ..Settings::default()
         })?;
         b.configure(&Settings {
             address: Some("10.77.0.2".to_owned()),

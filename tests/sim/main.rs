@@ -10,6 +10,7 @@ mod blocked;
 mod clones;
 mod determinism;
 mod garbage;
+mod hard_nats;
 mod impairments;
 mod liveness;
 mod mappings;

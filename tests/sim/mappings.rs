@@ -99,9 +99,9 @@ fn an_idle_pair_sends_nothing_to_each_other() {
         |sim: &Sim| sim.host(pair.a).counters.datagrams + sim.host(pair.b).counters.datagrams;
     let before = sent(&sim);
     sim.run_for(secs(200));
-    // What may be left is the measurement of the NAT every five minutes: a few STUN requests for each host.
+    // What may be left is the measurement of the NAT every five minutes: some 25 STUN requests for each host.
     let after = sent(&sim) - before;
-    assert!(after <= 30, "{after} datagrams");
+    assert!(after <= 60, "{after} datagrams");
 }
 
 #[test]
@@ -208,7 +208,9 @@ fn accepting_routers_on_lines_of_different_length_are_opened_as_well() {
 
 #[test]
 fn a_pair_that_cannot_punch_makes_few_mappings() {
-    // Nobody's router may suffer. The worst ones make a mapping for each address and port that is tried.
+    // Nobody's router may suffer. The worst ones make a mapping for each address and port that is tried. Where trying many
+    // ports may help, each attempt at that has its budget, and what it made is forgotten before the next one.
+    let spray = mesh_core::limits::SPRAY_PROBES;
     for (mapping, filtering) in [
         (Mapping::Apdm, Filtering::Apdf),
         (Mapping::Apdm, Filtering::Eif),
@@ -230,8 +232,13 @@ fn a_pair_that_cannot_punch_makes_few_mappings() {
                         .nat
                         .as_ref()
                         .map_or(0, |nat| nat.mappings(at));
+                    let most = if filtering == Filtering::Adf {
+                        spray + 64
+                    } else {
+                        64
+                    };
                     assert!(
-                        mappings <= 64,
+                        mappings <= most,
                         "{mappings} mappings at once behind {mapping:?}/{filtering:?}"
                     );
                 }

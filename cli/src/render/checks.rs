@@ -9,8 +9,18 @@ pub(crate) fn netcheck(found: &Netcheck) -> String {
     let address = |address: Option<std::net::SocketAddr>| {
         address.map_or("-".to_owned(), |address| address.to_string())
     };
+    let ports = match found.delta {
+        Some(delta) => format!("{} ({delta:+})", found.port_allocation),
+        None => found.port_allocation.to_string(),
+    };
+    let hairpin = match found.hairpin {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "-",
+    };
     let mut text = format!(
-        "UDP:        {}\nIPv4:       {}\nIPv6:       {}\nMapping:    {}\nFiltering:  {}\n",
+        "UDP:        {}\nIPv4:       {}\nIPv6:       {}\nMapping:    {}\nFiltering:  {}\n\
+         Ports:      {ports}\nHairpin:    {hairpin}\n",
         if found.udp { "yes" } else { "no" },
         address(found.ipv4),
         address(found.ipv6),
@@ -54,7 +64,7 @@ pub(crate) fn reloaded(reloaded: &Reloaded) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mesh_bus::{NatBehaviour, RelayLatency};
+    use mesh_bus::{NatBehaviour, PortAllocation, RelayLatency};
 
     use super::*;
 
@@ -72,6 +82,9 @@ mod tests {
             ipv6: None,
             mapping: NatBehaviour::EndpointIndependent,
             filtering: NatBehaviour::Unknown,
+            port_allocation: PortAllocation::Sequential,
+            delta: Some(1),
+            hairpin: Some(false),
             relays: vec![relay(Some(20.46), Some("udp")), relay(None, None)],
         };
         assert_eq!(
@@ -81,6 +94,8 @@ mod tests {
              IPv6:       -\n\
              Mapping:    endpoint-independent\n\
              Filtering:  unknown\n\
+             Ports:      sequential (+1)\n\
+             Hairpin:    no\n\
              Relays:\n  mesh://rrr@203.0.113.9:443  20.5 ms over udp\n  mesh://rrr@203.0.113.9:443  no answer\n"
         );
         found.relays.clear();

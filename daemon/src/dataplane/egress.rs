@@ -1,13 +1,17 @@
 //! Everything that leaves the data thread: datagrams, inner packets, QUIC for the relay client, and news.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_core::batch::{Batches, ReceiveBatch};
-use mesh_core::engine::{Engine, Event, NetworkIndex, Output, RelayEvent, RelayHandle};
+use mesh_core::engine::{
+    Engine, Event, NetworkIndex, Output, RelayEvent, RelayHandle, SocketAction, SocketId,
+};
 use mesh_core::limits;
 use mesh_core::offload::VIRTIO_NET_HDR;
 use mesh_core::session::Kernel;
 use mesh_core::time::Instant;
+use nix::sys::epoll::Epoll;
 use tokio::sync::mpsc;
 
 use super::QuicDatagram;
@@ -15,12 +19,14 @@ use super::coalesce::Coalescer;
 use super::counters::Counters;
 use super::outbox::Outbox;
 use super::requests::Requests;
+use super::spare::Spares;
 use super::tun::TunPort;
 use crate::sockets::Sockets;
 
 /// Where the engine's output goes.
 pub(crate) struct Egress {
     pub(crate) sockets: Arc<Sockets>,
+    pub(crate) spares: Spares,
     /// What the engine writes into; empty after [`Self::settle`].
     pub(crate) batches: Batches,
     /// Devices by network index.
@@ -40,9 +46,11 @@ impl Egress {
         outbox: Outbox,
         quic: mpsc::Sender<QuicDatagram>,
         kernel: Kernel,
+        epoll: Arc<Epoll>,
     ) -> Self {
         Self {
             sockets,
+            spares: Spares::new(epoll),
             batches: Batches::new(kernel),
             tuns: (0..limits::MAX_NETWORKS).map(|_| None).collect(),
             requests: Requests::default(),
@@ -68,7 +76,22 @@ impl Egress {
     pub(crate) fn flush_send(&mut self) {
         for (run, bytes) in self.batches.send.runs() {
             self.counters.datagrams_sent += bytes.len().div_ceil(run.segment.max(1)) as u64;
-            self.sockets.send(run.remote, bytes, run.segment);
+            let spare = self.spares.get(run.socket);
+            match (spare, run.fragments) {
+                (Some(spare), true) => {
+                    self.sockets
+                        .send_fragmentable_by(spare, run.remote, bytes, run.segment);
+                }
+                (Some(spare), false) => {
+                    self.sockets.send_by(spare, run.remote, bytes, run.segment);
+                }
+                (None, _) if run.socket != SocketId::MESH => {} // the kernel gave none
+                (None, true) => {
+                    self.sockets
+                        .send_fragmentable(run.remote, bytes, run.segment);
+                }
+                (None, false) => self.sockets.send(run.remote, bytes, run.segment),
+            }
         }
         self.batches.send.clear();
     }
@@ -108,7 +131,15 @@ impl Egress {
         self.flush();
         let mut failed_dials = Vec::new();
         while let Some(output) = engine.poll_output() {
-            self.output(output, &mut failed_dials);
+            match output {
+                Output::Socket(socket, action) => {
+                    let port = self.spares.act(&self.sockets, socket, action);
+                    if action == SocketAction::Open {
+                        engine.socket_opened(now, socket, port);
+                    }
+                }
+                output => self.output(output, &mut failed_dials),
+            }
         }
         for relay in failed_dials {
             let reason = "the daemon is overloaded".to_owned();
@@ -130,17 +161,15 @@ impl Egress {
     fn output(&mut self, output: Output, failed_dials: &mut Vec<RelayHandle>) {
         match output {
             Output::Datagram {
-                socket: _,
+                socket,
                 remote,
                 ttl,
                 payload,
             } => {
                 self.counters.datagrams_sent += 1;
-                match ttl {
-                    Some(ttl) => self.sockets.send_with_ttl(remote, &payload, ttl),
-                    None => self.sockets.send(remote, &payload, payload.len()),
-                }
+                self.datagram(socket, remote, ttl, &payload);
             }
+            Output::Socket(..) => {} // done by `settle`, as it is answered
             Output::Packet { network, packet } => self.write_packet(network, &packet),
             Output::Relay(relay, action) => {
                 if self.outbox.relay(relay, action).is_err() {
@@ -157,6 +186,17 @@ impl Egress {
                     self.report_overflow();
                 }
             }
+        }
+    }
+
+    fn datagram(&self, socket: SocketId, remote: SocketAddr, ttl: Option<u8>, payload: &[u8]) {
+        let sockets = &self.sockets;
+        match (self.spares.get(socket), ttl) {
+            (Some(spare), Some(ttl)) => sockets.send_with_ttl_by(spare, remote, payload, ttl),
+            (Some(spare), None) => sockets.send_by(spare, remote, payload, payload.len()),
+            (None, _) if socket != SocketId::MESH => {} // the kernel gave none
+            (None, Some(ttl)) => sockets.send_with_ttl(remote, payload, ttl),
+            (None, None) => sockets.send(remote, payload, payload.len()),
         }
     }
 

@@ -14,6 +14,7 @@ mod egress;
 mod outbox;
 mod requests;
 mod segment;
+mod spare;
 #[cfg(test)]
 mod tests;
 mod tun;

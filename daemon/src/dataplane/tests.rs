@@ -36,6 +36,7 @@ fn setup(seed: u8, peer: u8, endpoints: Vec<SocketAddr>, relays: Vec<RelayUrl>) 
         id: NetworkId::from_name("home"),
         identity: identity(seed),
         addresses: vec![overlay(seed)],
+        mtu: limits::MAX_INNER_MTU,
         peers: vec![PeerSetup {
             key: key(peer),
             name: "peer".to_owned(),
@@ -193,6 +194,7 @@ async fn join_by_relay(mut host: Host, peer: u8, relay: RelayUrl) -> DataPlane {
     let address = HostAddress {
         ip,
         virtual_interface: false,
+        mtu: 1_500,
     };
     handle.local_addresses(vec![address]).await.unwrap();
     handle

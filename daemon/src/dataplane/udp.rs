@@ -1,4 +1,4 @@
-//! The receiving side of the mesh sockets.
+//! The receiving side of the UDP sockets.
 
 use std::io::{self, IoSliceMut};
 
@@ -6,7 +6,7 @@ use mesh_core::batch::ReceiveBatch;
 use mesh_core::engine::SocketId;
 use quinn_udp::{BATCH_SIZE, RecvMeta};
 
-use crate::sockets::{Family, Sockets};
+use crate::sockets::{Bound, Family, Sockets};
 
 /// Buffers for one `recvmmsg`.
 pub(crate) struct UdpInput {
@@ -28,10 +28,29 @@ impl UdpInput {
     ///
     /// See [`Sockets::recv`]. Nothing has been received then.
     pub(crate) fn receive(&mut self, sockets: &Sockets, family: Family) -> io::Result<bool> {
-        let mut chunks = self.batch.buffers(SocketId::MESH);
+        self.receive_by(SocketId::MESH, |buffers, meta| {
+            sockets.recv(family, buffers, meta)
+        })
+    }
+
+    /// The same from a spare socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::receive`].
+    pub(crate) fn receive_spare(&mut self, socket: SocketId, bound: &Bound) -> io::Result<bool> {
+        self.receive_by(socket, |buffers, meta| bound.recv(buffers, meta))
+    }
+
+    fn receive_by(
+        &mut self,
+        socket: SocketId,
+        receive: impl FnOnce(&mut [IoSliceMut<'_>], &mut [RecvMeta]) -> io::Result<usize>,
+    ) -> io::Result<bool> {
+        let mut chunks = self.batch.buffers(socket);
         let mut buffers: [IoSliceMut<'_>; BATCH_SIZE] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-        let received = sockets.recv(family, &mut buffers, &mut self.meta)?;
+        let received = receive(&mut buffers, &mut self.meta)?;
         drop(chunks);
         for (index, meta) in self.meta[..received].iter().enumerate() {
             self.batch.filled(index, meta.addr, meta.len, meta.stride);

@@ -4,11 +4,12 @@
 //! commands get their turn. A source stays ready until it said that it is empty; the thread sleeps only when all are.
 //! The wait is epoll, level-triggered: what a pass leaves behind is found again by the next.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use mesh_core::engine::{Engine, NetworkIndex, NetworkSetup};
+use mesh_core::engine::{Engine, NetworkIndex, NetworkSetup, SocketId};
 use mesh_core::limits;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 use super::clock::{self, Timer};
 use super::egress::Egress;
 use super::outbox::Outbox;
+use super::spare::Spares;
 use super::tun::{Read, TunInput, TunPort};
 use super::udp::UdpInput;
 use super::{Command, QuicDatagram, StatusReport};
@@ -52,13 +54,14 @@ struct Ready {
     udp: [bool; 2],
     /// One bit for each network index.
     tun: u64,
+    spares: BTreeSet<SocketId>,
 }
 
 const _: () = assert!(limits::MAX_NETWORKS <= u64::BITS as usize);
 
 impl Ready {
     fn any(&self) -> bool {
-        self.commands || self.udp != [false; 2] || self.tun != 0
+        self.commands || self.udp != [false; 2] || self.tun != 0 || !self.spares.is_empty()
     }
 }
 
@@ -71,7 +74,7 @@ pub(crate) struct Worker {
     commands: mpsc::Receiver<Command>,
     wake: Arc<EventFd>,
     timer: Timer,
-    epoll: Epoll,
+    epoll: Arc<Epoll>,
     ready: Ready,
     running: bool,
     tuning: Tuning,
@@ -87,7 +90,7 @@ impl Worker {
         queues: Queues,
         tuning: Tuning,
     ) -> io::Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         let timer = Timer::new()?;
         epoll.add(queues.wake.as_fd(), readable(TOKEN_WAKE))?;
         epoll.add(timer.as_fd(), readable(TOKEN_TIMER))?;
@@ -98,7 +101,13 @@ impl Worker {
         }
         Ok(Self {
             engine: Engine::new(seed, tuning.kernel, clock::now(), clock::unix()),
-            egress: Egress::new(sockets, queues.outbox, queues.quic, tuning.kernel),
+            egress: Egress::new(
+                sockets,
+                queues.outbox,
+                queues.quic,
+                tuning.kernel,
+                Arc::clone(&epoll),
+            ),
             udp: UdpInput::new(),
             tun: TunInput::new(),
             commands: queues.commands,
@@ -156,7 +165,12 @@ impl Worker {
                 token if token < TOKEN_TUN => {
                     self.ready.udp[(token - TOKEN_UDP[0]) as usize] = true
                 }
-                token => self.ready.tun |= 1 << (token - TOKEN_TUN),
+                token => match Spares::of_token(token) {
+                    Some(socket) => {
+                        self.ready.spares.insert(socket);
+                    }
+                    None => self.ready.tun |= 1 << (token - TOKEN_TUN),
+                },
             }
         }
     }
@@ -165,6 +179,11 @@ impl Worker {
         for (index, family) in FAMILIES.into_iter().enumerate() {
             if self.ready.udp[index] {
                 self.ready.udp[index] = self.receive(family);
+            }
+        }
+        for socket in std::mem::take(&mut self.ready.spares) {
+            if self.receive_spare(socket) {
+                self.ready.spares.insert(socket);
             }
         }
         let mut tuns = self.ready.tun;
@@ -182,7 +201,28 @@ impl Worker {
 
     /// One receive; true if there may be more.
     fn receive(&mut self, family: Family) -> bool {
-        let drained = match self.udp.receive(&self.egress.sockets, family) {
+        let received = self.udp.receive(&self.egress.sockets, family);
+        self.received(received)
+    }
+
+    /// The same for a spare socket, which the engine may have given back meanwhile.
+    fn receive_spare(&mut self, socket: SocketId) -> bool {
+        let Some(spare) = self.egress.spares.get(socket) else {
+            return false;
+        };
+        let errors = spare.take_icmp_errors();
+        let received = self.udp.receive_spare(socket, spare);
+        if errors > 0 {
+            let now = clock::now();
+            self.engine.icmp_errors(now, socket, errors);
+            self.egress.settle(&mut self.engine, now);
+        }
+        self.received(received)
+    }
+
+    /// Takes what was received into the batch; true if there may be more.
+    fn received(&mut self, received: io::Result<bool>) -> bool {
+        let drained = match received {
             Ok(drained) => drained,
             Err(error) => {
                 let nothing = error.kind() == io::ErrorKind::WouldBlock;

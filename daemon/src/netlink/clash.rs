@@ -178,6 +178,7 @@ mod tests {
             kind: LinkKind::Real,
             up: true,
             running: true,
+            mtu: 1_500,
             vrf_table: None,
         }
     }

@@ -36,6 +36,7 @@ pub fn select(
             wanted.then_some(HostAddress {
                 ip,
                 virtual_interface: link.kind == LinkKind::Virtual && !uplinks.contains(&link.index),
+                mtu: link.mtu,
             })
         })
         .collect();
@@ -89,6 +90,7 @@ mod tests {
             kind,
             up: true,
             running: true,
+            mtu: 1_500,
             vrf_table: None,
         }
     }

@@ -24,6 +24,8 @@ pub struct Link {
     pub up: bool,
     /// Up, and connected to something.
     pub running: bool,
+    /// Largest packet, in bytes.
+    pub mtu: u16,
     /// The routing table that it keeps to itself, for a VRF.
     pub vrf_table: Option<u32>,
 }
@@ -95,11 +97,13 @@ pub(super) fn parse_link(message: &LinkMessage) -> Link {
         up: flags.contains(LinkFlags::Up),
         running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp)
             && flags.contains(LinkFlags::Running),
+        mtu: 0,
         vrf_table: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = u16::try_from(*mtu).unwrap_or(u16::MAX),
             LinkAttribute::LinkInfo(infos) => read_info(infos, &mut link),
             _ => {}
         }

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use futures_util::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, route::RouteNextHop};
 use rtnetlink::RouteMessageBuilder;
@@ -71,6 +72,27 @@ pub enum Target {
     Unreachable(u32),
 }
 
+/// What the kernel is to know about a route into a TUN interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteMtu {
+    /// Largest packet, in bytes: what the path to the peer carries.
+    pub path: u16,
+    /// Largest packet of the interface. TCP tells peers that we take segments of this size, so that a connection may grow
+    /// into a better path; what they send is bounded by their own route to us.
+    pub device: u16,
+}
+
+impl RouteMtu {
+    fn metrics(self, destination: &IpNet) -> RouteAttribute {
+        // IP and TCP without options (RFC 6691).
+        let headers = if destination.addr().is_ipv4() { 40 } else { 60 };
+        RouteAttribute::Metrics(vec![
+            RouteMetric::Mtu(self.path.into()),
+            RouteMetric::Advmss(u32::from(self.device.saturating_sub(headers))),
+        ])
+    }
+}
+
 impl Netlink {
     /// All routes of both address families, except the kernel's cache and its local table.
     ///
@@ -92,7 +114,7 @@ impl Netlink {
         Ok(all)
     }
 
-    /// Installs routes; one that is there already, exactly so, stays.
+    /// Installs routes, those into a TUN interface with `mtu`; one that is there already stays as it is.
     ///
     /// # Errors
     ///
@@ -100,12 +122,31 @@ impl Netlink {
     pub async fn add_routes(
         &self,
         routes: impl IntoIterator<Item = OwnRoute>,
+        mtu: Option<RouteMtu>,
     ) -> Result<(), NetlinkError> {
         self.pipeline(routes, "add", async |handle, route| {
-            match handle.add(message(&route)).execute().await.map_err(to_io) {
+            let add = handle.add(message(&route, mtu));
+            match add.execute().await.map_err(to_io) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
                 result => result,
             }
+        })
+        .await
+    }
+
+    /// Changes the MTU of routes. What the kernel learned about their destinations by itself is forgotten with it.
+    ///
+    /// # Errors
+    ///
+    /// The first failure; some of the routes are changed then.
+    pub async fn set_route_mtu(
+        &self,
+        routes: impl IntoIterator<Item = OwnRoute>,
+        mtu: RouteMtu,
+    ) -> Result<(), NetlinkError> {
+        self.pipeline(routes, "set the MTU of", async |handle, route| {
+            let add = handle.add(message(&route, Some(mtu)));
+            add.replace().execute().await.map_err(to_io)
         })
         .await
     }
@@ -120,7 +161,7 @@ impl Netlink {
         routes: impl IntoIterator<Item = OwnRoute>,
     ) -> Result<(), NetlinkError> {
         self.pipeline(routes, "remove", async |handle, route| {
-            let mut message = message(&route);
+            let mut message = message(&route, None);
             // Means any scope in a removal.
             message.header.scope = RouteScope::NoWhere;
             match handle.del(message).execute().await.map_err(to_io) {
@@ -161,7 +202,7 @@ impl Netlink {
     }
 }
 
-fn message(route: &OwnRoute) -> RouteMessage {
+fn message(route: &OwnRoute, mtu: Option<RouteMtu>) -> RouteMessage {
     let destination = route.destination.trunc();
     let mut builder = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(destination.addr(), destination.prefix_len())
@@ -172,7 +213,10 @@ fn message(route: &OwnRoute) -> RouteMessage {
         Target::Tun(index) => builder.scope(RouteScope::Link).output_interface(index),
         Target::Unreachable(metric) => builder.kind(RouteType::Unreachable).priority(metric),
     };
-    builder.build()
+    let mut message = builder.build();
+    let metrics = mtu.map(|mtu| mtu.metrics(&destination));
+    message.attributes.extend(metrics);
+    message
 }
 
 pub(super) fn parse(message: &RouteMessage) -> Option<Route> {

@@ -121,11 +121,11 @@ fn interface_has_what_was_asked_for_and_nothing_else() {
             net("192.168.50.0/24"),
         ];
         netlink
-            .add_routes(into_tun(index, &destinations))
+            .add_routes(into_tun(index, &destinations), None)
             .await
             .unwrap();
         netlink
-            .add_routes(into_tun(index, &destinations))
+            .add_routes(into_tun(index, &destinations), None)
             .await
             .unwrap();
 
@@ -179,7 +179,7 @@ fn thousands_of_routes_take_no_round_trip_each() {
             .collect();
         let begin = Instant::now();
         netlink
-            .add_routes(into_tun(index, &destinations))
+            .add_routes(into_tun(index, &destinations), None)
             .await
             .unwrap();
         let added = begin.elapsed();
@@ -211,7 +211,10 @@ fn overlay_is_unreachable_once_the_tun_is_gone() {
             both.iter().all(|to| way_to(to) == Ok(())),
             "the default route"
         );
-        netlink.add_routes(guards(&destinations)).await.unwrap();
+        netlink
+            .add_routes(guards(&destinations), None)
+            .await
+            .unwrap();
         assert!(
             both.iter()
                 .all(|to| way_to(to) == Err(Some(libc::EHOSTUNREACH)))
@@ -223,7 +226,7 @@ fn overlay_is_unreachable_once_the_tun_is_gone() {
             .await
             .unwrap();
         netlink
-            .add_routes(into_tun(index, &destinations))
+            .add_routes(into_tun(index, &destinations), None)
             .await
             .unwrap();
         assert!(both.iter().all(|to| way_to(to) == Ok(())), "the tunnel");
@@ -248,9 +251,9 @@ fn guards_are_adopted_and_only_guards_are_removed() {
         let before = netlink.routes().await.unwrap();
         let old = guards(&[net("fd00:1::/64"), net("10.77.0.2/32"), net("10.77.0.3/32")]);
         let new = guards(&[net("fd00:1::/64"), net("10.77.0.3/32"), net("10.77.0.4/32")]);
-        netlink.add_routes(old.clone()).await.unwrap();
+        netlink.add_routes(old.clone(), None).await.unwrap();
         assert_eq!(netlink.installed_guards().await.unwrap(), old);
-        netlink.add_routes(new.clone()).await.unwrap();
+        netlink.add_routes(new.clone(), None).await.unwrap();
         assert_eq!(netlink.remove_guards_except(&new).await.unwrap(), 1);
         assert_eq!(netlink.installed_guards().await.unwrap(), new);
         assert_eq!(
@@ -270,7 +273,7 @@ fn clash_with_the_host_is_found_before_anything_is_changed() {
         let netlink = Netlink::connect().unwrap();
         card(&netlink, "eth0", &["10.77.0.9/24", "198.51.100.2/24"]).await;
         netlink
-            .add_routes(guards(&[net("10.78.0.2/32")]))
+            .add_routes(guards(&[net("10.78.0.2/32")]), None)
             .await
             .unwrap();
         let host = netlink.host().await.unwrap();
@@ -301,7 +304,7 @@ fn lists_can_be_asked_for_at_the_same_time() {
             .map(|n| net(&format!("10.1.{}.{}/32", n / 256, n % 256)))
             .collect();
         let routes = into_tun(index, &destinations);
-        netlink.add_routes(routes).await.unwrap();
+        netlink.add_routes(routes, None).await.unwrap();
         let (a, b, c) = tokio::join!(netlink.routes(), netlink.host(), netlink.links());
         assert_eq!(a.unwrap(), b.unwrap().routes);
         c.unwrap();
@@ -388,10 +391,13 @@ fn our_own_doings_and_other_tunnels_are_no_change() {
             .map(|n| net(&format!("10.1.{}.{}/32", n / 256, n % 256)))
             .collect();
         netlink
-            .add_routes(into_tun(index, &destinations))
+            .add_routes(into_tun(index, &destinations), None)
             .await
             .unwrap();
-        netlink.add_routes(guards(&destinations)).await.unwrap();
+        netlink
+            .add_routes(guards(&destinations), None)
+            .await
+            .unwrap();
         assert_eq!(next(&mut monitor).await, None);
         drop(device);
         let (_other, index) = tun("vpn0");

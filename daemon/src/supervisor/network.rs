@@ -11,6 +11,7 @@ use mesh_core::identity::NodeId;
 use mesh_core::limits;
 use tokio::sync::{broadcast, watch};
 
+use super::mtu::Mtus;
 use super::plan::Plan;
 use super::secrets::{Secrets, load_identity};
 use crate::api::Notice;
@@ -44,6 +45,8 @@ pub(super) struct Network {
     pub(super) phase: Phase,
     /// Guard routes that it has installed.
     pub(super) guards: BTreeSet<OwnRoute>,
+    /// What the path to each peer carries, where it is not the least.
+    pub(super) mtus: Mtus,
 }
 
 /// How far a network has come.
@@ -80,6 +83,7 @@ impl Network {
             wanted: false,
             phase,
             guards: BTreeSet::new(),
+            mtus: Mtus::default(),
         };
         network.wanted = network.wish(&host.state);
         network
@@ -143,13 +147,13 @@ impl Network {
         self.id = Some(id);
         let plan = Plan::new(&self.config, &id);
         self.check(host, &plan).await?;
-        let device = create_device(&self.config.interface).map_err(text)?;
+        let device = create_device(&self.config.interface, self.config.mtu).map_err(text)?;
         let link = device.if_index().map_err(text)?;
         let ipv6 = enable_ipv6(&self.config.interface);
         self.guards = plan.guards();
         // They come before the routes, so that there is no moment without either.
         host.netlink
-            .add_routes(self.guards.iter().copied())
+            .add_routes(self.guards.iter().copied(), None)
             .await
             .map_err(text)?;
         let plan = plan.limited(ipv6);
@@ -158,7 +162,7 @@ impl Network {
             .await
             .map_err(text)?;
         host.netlink
-            .add_routes(plan.routes(link))
+            .add_routes(plan.routes(link), Some(self.route_mtu(limits::INNER_MTU)))
             .await
             .map_err(text)?;
         host.dialer
@@ -205,6 +209,7 @@ impl Network {
                 tracing::error!(%error, network = self.name(), "the data plane keeps a network");
             }
             host.dialer.remove_identity(self.index);
+            self.mtus.clear();
             tracing::info!(network = self.name(), "network is down");
         }
         let was_down = matches!(self.phase, Phase::Down);
@@ -226,6 +231,7 @@ impl Network {
             return;
         }
         let _ = host.data.remove_network(self.index).await;
+        self.mtus.clear();
         host.dialer.remove_identity(self.index);
         let reason = format!(
             "somebody deleted the interface {}; run: meshctl up {}",
@@ -253,10 +259,10 @@ pub(super) fn describe(clashes: &[Clash]) -> String {
     )
 }
 
-fn create_device(name: &str) -> Result<tun_rs::SyncDevice, NetlinkError> {
+fn create_device(name: &str, mtu: u16) -> Result<tun_rs::SyncDevice, NetlinkError> {
     tun_rs::DeviceBuilder::new()
         .name(name)
-        .mtu(limits::INNER_MTU)
+        .mtu(mtu)
         .offload(true)
         .enable(false)
         .build_sync()

@@ -36,12 +36,7 @@ impl Plan {
             .collect();
         let mut destinations: BTreeSet<IpNet> = on_link.iter().copied().collect();
         for peer in &network.peers {
-            if let PeerKey::Mesh(id) = peer.key {
-                let derived = overlay_address(&network.id, &id);
-                destinations.insert(std::net::IpAddr::from(derived).into());
-            }
-            destinations.extend(peer.addresses.iter().copied().map(IpNet::from));
-            destinations.extend(peer.routes.iter().map(IpNet::trunc));
+            destinations.extend(destinations_of(network, peer));
         }
         let overlay = addresses
             .iter()
@@ -75,20 +70,49 @@ impl Plan {
 
     /// The routes into interface `index`.
     pub(super) fn routes(&self, index: u32) -> BTreeSet<OwnRoute> {
-        let target = Target::Tun(index);
-        self.destinations
-            .iter()
-            .map(|destination| OwnRoute {
-                destination: *destination,
-                target,
-            })
-            .collect()
+        into(index, self.destinations.iter().copied())
+    }
+
+    /// Those of them that lead to one peer.
+    pub(super) fn routes_to(
+        &self,
+        index: u32,
+        network: &config::Network,
+        peer: &config::Peer,
+    ) -> BTreeSet<OwnRoute> {
+        let here = |net: &IpNet| self.destinations.contains(net);
+        into(index, destinations_of(network, peer).filter(here))
     }
 
     /// What keeps packets for the overlay from going elsewhere while there is no interface.
     pub(super) fn guards(&self) -> BTreeSet<OwnRoute> {
         guard::guards(&self.clone().limited(host_has_ipv6()).claims())
     }
+}
+
+/// What is routed to a peer: its addresses, and what is behind it.
+fn destinations_of<'a>(
+    network: &config::Network,
+    peer: &'a config::Peer,
+) -> impl Iterator<Item = IpNet> + 'a {
+    let derived = match peer.key {
+        PeerKey::Mesh(id) => Some(std::net::IpAddr::from(overlay_address(&network.id, &id))),
+        PeerKey::WireGuard(_) => None,
+    };
+    let hosts = derived.into_iter().chain(peer.addresses.iter().copied());
+    hosts
+        .map(IpNet::from)
+        .chain(peer.routes.iter().map(IpNet::trunc))
+}
+
+fn into(index: u32, destinations: impl Iterator<Item = IpNet>) -> BTreeSet<OwnRoute> {
+    let target = Target::Tun(index);
+    destinations
+        .map(|destination| OwnRoute {
+            destination,
+            target,
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -110,6 +110,7 @@ impl Supervisor {
                     old.id != Some(id)
                         || old.config.id != network.id
                         || old.config.interface != network.interface
+                        || old.config.mtu != network.mtu
                 }),
                 config: network.clone(),
                 secrets,

@@ -41,6 +41,7 @@ impl Secrets {
             id: network.id,
             identity: self.identity,
             addresses: network.addresses.iter().map(|net| net.addr()).collect(),
+            mtu: network.mtu,
             peers: peers.map(|(peer, psk)| peer_setup(peer, psk)).collect(),
             relays: network.relays.clone(),
         }

@@ -8,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use super::mtu::Changes;
 use super::network::Network;
 use super::{Failure, Supervisor, names, systemd};
 use crate::api::{Notice, Request};
@@ -18,6 +19,8 @@ use crate::dataplane::{DataThread, FromData};
 pub(super) struct Running {
     pub(super) control: Control,
     pub(super) requests: mpsc::Receiver<Request>,
+    /// MTUs that the kernel is to be told of.
+    pub(super) mtus: Changes,
     /// Events and lost interfaces; relay actions have been passed on.
     pub(super) events: mpsc::Receiver<FromData>,
     pub(super) data_thread: DataThread,
@@ -59,6 +62,7 @@ pub(super) async fn serve(
                 Some(event) => supervisor.notice(event).await,
                 None => break Err(Failure::DataPlane),
             },
+            changes = running.mtus.take() => supervisor.set_mtus(changes).await,
             _ = signals.hangup.recv() => {
                 // What went wrong has been logged.
                 let _ = supervisor.reload().await;
@@ -132,8 +136,8 @@ impl Supervisor {
             Event::HealthChanged { network } => self
                 .name_of(network)
                 .map(|network| Notice::Health { network }),
-            // Answers go to who asked.
-            Event::Pong { .. } | Event::Netcheck { .. } => None,
+            // Answers go to who asked, and MTUs have a way of their own.
+            Event::Pong { .. } | Event::Netcheck { .. } | Event::MtuChanged { .. } => None,
         };
         if let Some(notice) = notice {
             // Fails when nobody listens.

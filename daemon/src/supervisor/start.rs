@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mesh_core::engine::NetworkIndex;
+use mesh_core::engine::{Event, NetworkIndex};
 use mesh_core::identity::Identity;
 use tokio::sync::{broadcast, mpsc, watch};
 
 use super::config_file::ConfigFile;
+use super::mtu::Changes;
 use super::network::{Host, Network};
 use super::serve::Running;
 use super::{FIRST_NETWORK, Failure, Supervisor};
@@ -53,7 +54,13 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
         .map_err(Failure::system("start the relay client"))?;
     let dialer = Arc::new(dialer);
     let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
-    tokio::spawn(pass_on(data.outputs, Arc::clone(&dialer), events));
+    let mtus = Changes::default();
+    tokio::spawn(pass_on(
+        data.outputs,
+        Arc::clone(&dialer),
+        mtus.clone(),
+        events,
+    ));
     let (overlay, overlay_watch) = watch::channel(Vec::new());
     let monitor = Monitor::start(overlay_watch).await?;
     let addresses = follow_addresses(monitor, data.handle.clone()).await;
@@ -80,6 +87,7 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
     let running = Running {
         control,
         requests: request_queue,
+        mtus,
         events: event_queue,
         data_thread: data.thread,
     };
@@ -97,11 +105,15 @@ fn start_data_plane(sockets: &Arc<Sockets>, tuning: Tuning) -> Result<Started, F
 async fn pass_on(
     mut outputs: mpsc::Receiver<FromData>,
     dialer: Arc<RelayDialer>,
+    mtus: Changes,
     events: mpsc::Sender<FromData>,
 ) {
     while let Some(output) = outputs.recv().await {
         match output {
             FromData::Relay(id, action) => dialer.handle(id, action),
+            FromData::Event(Event::MtuChanged { network, peer, mtu }) => {
+                mtus.add(network, peer, mtu);
+            }
             other => {
                 if let Err(mpsc::error::TrySendError::Closed(_)) = events.try_send(other) {
                     return;

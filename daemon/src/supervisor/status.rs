@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use mesh_bus::{NatBehaviour, NetworkState};
+use mesh_bus::{NatBehaviour, NetworkState, PortAllocation};
 use mesh_core::engine::{
     NetcheckReport, NetworkStatus, PathKind, PathStatus, PeerState, PeerStatus,
 };
 use mesh_core::identity::overlay_address;
-use mesh_core::nat::{Filtering, Mapping};
+use mesh_core::nat::{Allocation, Filtering, Mapping};
 
 use super::names::{addresses, key_text};
 use super::network::{Network, Phase};
@@ -164,6 +164,7 @@ pub(super) fn drops(report: &StatusReport) -> BTreeMap<String, u64> {
         ("no_route", drops.no_route),
         ("forged_control", drops.forged_control),
         ("queue_full", drops.queue_full),
+        ("too_big", drops.too_big),
         ("udp_receive_errors", counters.udp_receive_errors),
         ("tun_read_errors", counters.tun_read_errors),
         ("tun_write_errors", counters.tun_write_errors),
@@ -198,8 +199,16 @@ pub(super) fn netcheck(name: &str, report: &NetcheckReport) -> mesh_bus::Netchec
             Filtering::EndpointIndependent => NatBehaviour::EndpointIndependent,
             Filtering::AddressDependent => NatBehaviour::AddressDependent,
             Filtering::AddressAndPortDependent => NatBehaviour::AddressAndPortDependent,
-            Filtering::Unknown => NatBehaviour::Unknown,
+            Filtering::Unknown | Filtering::NotPortDependent => NatBehaviour::Unknown,
         },
+        port_allocation: match report.profile.allocation {
+            Allocation::Preserving => PortAllocation::Preserving,
+            Allocation::Sequential { .. } => PortAllocation::Sequential,
+            Allocation::Random { .. } => PortAllocation::Random,
+            Allocation::Unknown => PortAllocation::Unknown,
+        },
+        delta: report.profile.allocation.delta(),
+        hairpin: report.profile.hairpin,
         relays: report
             .relays
             .iter()

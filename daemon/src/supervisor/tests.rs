@@ -242,7 +242,7 @@ async fn other_vpn(route: &str) -> tun_rs::SyncDevice {
     };
     Netlink::connect()
         .unwrap()
-        .add_routes([route])
+        .add_routes([route], None)
         .await
         .unwrap();
     device

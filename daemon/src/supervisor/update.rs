@@ -1,7 +1,7 @@
 //! A running network gets a new configuration.
 
 use ipnet::IpNet;
-use mesh_core::config;
+use mesh_core::{config, limits};
 
 use super::network::{Host, Interface, Network, Phase};
 use super::plan::Plan;
@@ -55,16 +55,16 @@ impl Network {
         let (routes, old_routes) = (new.routes(link), old.routes(link));
         let old_guards = self.guards.clone();
         self.guards.extend(guards.iter().copied());
-        let netlink = &host.netlink;
+        let (netlink, mtu) = (&host.netlink, self.route_mtu(limits::INNER_MTU));
         let result = async {
             netlink
-                .add_routes(guards.difference(&old_guards).copied())
+                .add_routes(guards.difference(&old_guards).copied(), None)
                 .await?;
             for address in missing(&old.addresses, &new.addresses) {
                 netlink.add_address(link, address).await?;
             }
             netlink
-                .add_routes(routes.difference(&old_routes).copied())
+                .add_routes(routes.difference(&old_routes).copied(), Some(mtu))
                 .await
         };
         result.await.map_err(|error| error.to_string())?;
@@ -91,6 +91,7 @@ impl Network {
             ipv6,
             plan: new,
         });
+        self.set_all_mtus(host).await;
         Ok(())
     }
 }

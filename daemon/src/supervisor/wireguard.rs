@@ -173,6 +173,7 @@ mod tests {
                 .map(|ip| HostAddress {
                     ip: ip.parse().unwrap(),
                     virtual_interface: ip.starts_with("172."),
+                    mtu: 1_500,
                 })
                 .collect(),
             public: public

@@ -208,6 +208,9 @@ impl Engine {
         let prepared = wanted && self.prepare(now, index, plan, call.round, Some(rtt));
         if !prepared {
             self.send_call(now, index, call.round, true, None);
+            if gives_way {
+                self.put_off_plans(now, index);
+            }
             return;
         }
         if let Some(peer) = self.peer_mut(index) {

@@ -85,6 +85,9 @@ impl Engine {
         }
         if peer.punching.plan_due {
             self.call_with_plan(now, index);
+            if self.is_attempting(index) {
+                self.run_attempt(now, index);
+            }
         } else {
             self.call(now, index);
         }

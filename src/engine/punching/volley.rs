@@ -22,6 +22,9 @@ pub(super) struct Shot {
 impl Engine {
     /// Continues the attempt, which is for this peer.
     pub(super) fn run_attempt(&mut self, now: Instant, index: PeerIndex) {
+        if let Some(peer) = self.peer_mut(index) {
+            peer.punching.next = None; // what follows is set when it is over
+        }
         loop {
             let opened = self
                 .peer(index)
@@ -115,7 +118,7 @@ impl Engine {
         target.set_port(port);
         self.traversal.probes += 1;
         let key = Some(PathKey::Direct(socket, target));
-        self.send_control(now, index, key, &Control::Probe { transaction }, ttl);
+        self.send_control(now, index, key, &Control::padded_probe(transaction, 0), ttl);
     }
 
     /// The answer to a probe arrived directly; `true` if it was one of the attempt's. It proves the way that the probe

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use mesh_tests::sim::{FlowConfig, FlowId, Pair, RouterId, Sim};
+use mesh_core::engine::Strategy;
+use mesh_core::limits;
+use mesh_tests::sim::{FlowConfig, FlowId, LinkConfig, Pair, RelayId, RouterId, Sim};
 
 use super::edges::Edge;
 use super::goals::{Goal, goal};
@@ -99,8 +101,7 @@ impl Cell {
     /// What may happen in no cell, and did.
     pub(super) fn run(&self, sim: &mut Sim, patience: Duration) -> Result<Outcome, String> {
         let seed = sim.seed();
-        let pair = sim.pair(self.a.site(), self.b.site());
-        sim.run_for(secs(1));
+        let pair = self.start(sim, seed);
         let flow = talk(sim, pair, seed);
         let start = sim.now();
         let limit = match self.goal {
@@ -136,14 +137,32 @@ impl Cell {
         if mappings.iter().any(|made| *made > MAPPINGS) {
             return Err(format!("{mappings:?} mappings were made"));
         }
-        // The core knows no other way yet.
-        let means = is_direct.then_some(Means::Plain);
+        let means = is_direct.then(|| means(sim, pair));
+        check_sockets(sim, pair)?;
         Ok(Outcome {
             end,
             means,
             took,
             mappings,
         })
+    }
+
+    /// Both hosts, with one relay or two, of which one cannot tell every kind of mapping; they have measured their NATs.
+    fn start(&self, sim: &mut Sim, seed: u64) -> Pair {
+        let relays: Vec<RelayId> = (0..=seed / 2 % 2)
+            .map(|_| sim.add_relay(LinkConfig::access()))
+            .collect();
+        let (a, router_a) = sim.host_at("a", self.a.site());
+        let (b, router_b) = sim.host_at("b", self.b.site());
+        sim.network(&[a, b], &relays);
+        sim.run_for(secs(3));
+        Pair {
+            a,
+            b,
+            relay: relays[0],
+            router_a,
+            router_b,
+        }
     }
 
     fn check_end(&self, sim: &Sim, pair: Pair, end: End) -> Result<(), String> {
@@ -176,6 +195,47 @@ fn talk(sim: &mut Sim, pair: Pair, seed: u64) -> FlowId {
         size: 100,
         echo: true,
     })
+}
+
+/// What opened the path, as the hosts themselves tell it: on one side the peer's packets may just have come in.
+fn means(sim: &Sim, pair: Pair) -> Means {
+    let of = |(from, to)| {
+        let explanation = sim.explain(from, to)?;
+        let mut answered = explanation.attempts.iter().filter(|tried| tried.answered);
+        answered.next_back().map(|tried| match tried.strategy {
+            Strategy::Plain => Means::Plain,
+            Strategy::Meet => Means::Prediction,
+            Strategy::Open | Strategy::Search => Means::Birthday,
+        })
+    };
+    let both = [(pair.a, pair.b), (pair.b, pair.a)].map(of);
+    both.into_iter().flatten().max().unwrap_or(Means::Plain)
+}
+
+/// A second after the end of all attempts at most the socket that won is left.
+fn check_sockets(sim: &Sim, pair: Pair) -> Result<(), String> {
+    let attempting = |sim: &Sim, from, to| {
+        let tried = sim.explain(from, to).map(|one| one.attempts);
+        let last = tried.as_ref().and_then(|tried| tried.last());
+        last.is_some_and(|last| !last.answered && last.strategy != Strategy::Plain)
+    };
+    for (host, other) in [(pair.a, pair.b), (pair.b, pair.a)] {
+        let left = sim.host(host).spares();
+        if left > 1 && !attempting(sim, host, other) {
+            return Err(format!("{left} sockets are still open"));
+        }
+        if left > limits::SPRAY_SOCKETS + 16 {
+            return Err(format!("{left} sockets are open"));
+        }
+        let done = sim
+            .host(host)
+            .engine()
+            .map(mesh_core::engine::Engine::traversal);
+        if done.is_some_and(|done| done.probes > done.attempts * limits::SPRAY_PROBES as u64) {
+            return Err(format!("beyond the budget: {done:?}"));
+        }
+    }
+    Ok(())
 }
 
 /// A silence longer than the mapping's lifetime: data flows again soon, and directly in the end.

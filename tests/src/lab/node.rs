@@ -41,6 +41,8 @@ pub struct Settings {
     pub relays: Vec<String>,
     /// Our IPv4 address in the overlay.
     pub address: Option<String>,
+    /// Cap of the overlay's MTU.
+    pub mtu: Option<u16>,
     /// Who else is there.
     pub peers: Vec<PeerConfig>,
 }
@@ -80,6 +82,9 @@ impl Settings {
         }
         if let Some(address) = &self.address {
             let _ = writeln!(text, "address = [\"{address}/32\"]");
+        }
+        if let Some(mtu) = self.mtu {
+            let _ = writeln!(text, "mtu = {mtu}");
         }
         for peer in &self.peers {
             let _ = writeln!(

@@ -1,6 +1,6 @@
 //! Hosts: a real engine, driven by its contract of use, with simulated sockets, TUN device and relay connections.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use mesh_core::engine::{
     RelayAction, RelayEvent, RelayHandle, SocketAction, SocketId,
 };
 use mesh_core::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
+use mesh_core::limits;
 use mesh_core::offload::SuperPacket;
 use mesh_core::session::Kernel;
 use mesh_core::time::Instant;
@@ -153,6 +154,7 @@ impl Membership {
             id: NetworkId::from_name(NAME),
             identity: identity(self.key),
             addresses: Vec::new(),
+            mtu: limits::MAX_INNER_MTU,
             peers: self.peers.iter().map(peer).collect(),
             relays: self.relays.clone(),
         }
@@ -171,6 +173,10 @@ pub struct Host {
     pub membership: Membership,
     /// What it has done and seen.
     pub counters: Counters,
+    /// Addresses that are not its own, but that it says are.
+    pub claims: Vec<IpAddr>,
+    /// Ports that datagrams came for, open or not, if a test wants to know.
+    pub(super) tried: Option<BTreeSet<u16>>,
     /// What its engine reported, newest last.
     pub events: VecDeque<(Instant, Event)>,
     /// The current path to each peer, as reported.
@@ -199,6 +205,8 @@ impl Host {
             port: PORT,
             membership: Membership::new(key),
             counters: Counters::default(),
+            claims: Vec::new(),
+            tried: None,
             events: VecDeque::new(),
             paths: BTreeMap::new(),
             raw: VecDeque::new(),
@@ -273,6 +281,7 @@ impl Host {
         let Self {
             spares,
             rng,
+            claims,
             engine: Some(engine),
             ..
         } = self
@@ -309,8 +318,10 @@ impl Host {
                 let address = |ip: &IpAddr| HostAddress {
                     ip: *ip,
                     virtual_interface: false,
+                    mtu: 1_500,
                 };
-                let addresses: Vec<HostAddress> = addresses.iter().map(address).collect();
+                let addresses: Vec<HostAddress> =
+                    addresses.iter().chain(claims.iter()).map(address).collect();
                 engine.set_local_addresses(now, &addresses, Some(port), Some(port));
             }
         }

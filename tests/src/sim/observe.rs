@@ -1,10 +1,10 @@
 //! What tests do to a running simulation, and what they ask it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_core::engine::{Event, NetworkStatus, PathKind, PeerKey, PongInfo};
+use mesh_core::engine::{Event, Explanation, NetworkStatus, PathKind, PeerKey, PongInfo};
 use mesh_core::time::Instant;
 
 use super::host::{Host, Input, NETWORK};
@@ -78,6 +78,12 @@ impl Sim {
             .status(self.now())
             .into_iter()
             .find(|status| status.index == NETWORK)
+    }
+
+    /// What `meshctl explain` would show, if the host runs.
+    pub fn explain(&self, from: HostId, to: HostId) -> Option<Explanation> {
+        let engine = self.host(from).engine()?;
+        engine.explain(self.now(), NETWORK, self.key_of(to))
     }
 
     /// What is wrong at a host, in its own words.
@@ -162,6 +168,16 @@ impl Sim {
     /// What was recorded, oldest first, with the senders.
     pub fn recorded(&self, host: HostId) -> Vec<(SocketAddr, Vec<u8>)> {
         self.host(host).recorder.1.iter().cloned().collect()
+    }
+
+    /// Remembers the ports that datagrams for a host come for from now on.
+    pub fn record_ports(&mut self, host: HostId) {
+        self.host_mut(host).tried = Some(BTreeSet::new());
+    }
+
+    /// The ports that were recorded.
+    pub fn ports_tried(&self, host: HostId) -> BTreeSet<u16> {
+        self.host(host).tried.clone().unwrap_or_default()
     }
 
     /// The address of a relay.

@@ -323,6 +323,9 @@ impl Sim {
     }
 
     fn arrive_at_host(&mut self, id: HostId, packet: Packet) {
+        if let Some(tried) = &mut self.host_mut(id).tried {
+            tried.insert(packet.destination.port());
+        }
         let Some(socket) = self.host(id).socket_at(packet.destination.port()) else {
             return self.dropped(id.0, &packet, "no such port");
         };

@@ -7,13 +7,13 @@ use crate::time::Instant;
 /// A token bucket, kept as the time at which it will be full again (the generic cell rate algorithm), so that it needs
 /// no timer.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     full_at: Instant,
 }
 
 /// How fast a [`Bucket`] fills.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rate {
+pub(crate) struct Rate {
     /// Tokens a second, at least 1.
     per_second: u64,
     /// How far behind a bucket may fall: the time that filling an empty one takes.
@@ -22,7 +22,7 @@ pub(super) struct Rate {
 
 impl Rate {
     /// `per_second` tokens a second, and `burst` of them at once.
-    pub(super) fn new(per_second: u64, burst: u64) -> Self {
+    pub(crate) fn new(per_second: u64, burst: u64) -> Self {
         let per_second = per_second.max(1);
         Self {
             per_second,
@@ -33,7 +33,7 @@ impl Rate {
 
 impl Bucket {
     /// Takes `tokens` if there are as many.
-    pub(super) fn take(&mut self, now: Instant, rate: Rate, tokens: u64) -> bool {
+    pub(crate) fn take(&mut self, now: Instant, rate: Rate, tokens: u64) -> bool {
         let full_at = self.full_at.max(now) + duration(tokens, rate.per_second);
         let granted = full_at.since(now) <= rate.burst;
         if granted {
