@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use mesh_core::engine::Strategy;
+use mesh_core::engine::{AttemptReport, Strategy};
 use mesh_core::limits;
 use mesh_tests::sim::{FlowConfig, FlowId, LinkConfig, Pair, RelayId, RouterId, Sim};
 
@@ -13,6 +13,8 @@ use crate::common::secs;
 
 /// Longest time from the first packet to a direct path. What it takes is measured; this is when to give up.
 const LIMIT: Duration = secs(60);
+/// How long sockets that did not win may be kept, in case that the winner is a disappointment.
+const CLOSING: Duration = secs(5);
 /// How long a host without UDP takes to find that out.
 const DIAL: Duration = secs(20);
 /// Longest time until data flows again after a silence in which a mapping was lost.
@@ -64,7 +66,7 @@ impl fmt::Display for Means {
 }
 
 /// What came of a run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Outcome {
     pub(super) end: End,
     pub(super) means: Option<Means>,
@@ -72,6 +74,8 @@ pub(super) struct Outcome {
     pub(super) took: Option<Duration>,
     /// Mappings that each side's router has made.
     pub(super) mappings: [u64; 2],
+    /// What the hosts tried, in words.
+    pub(super) tried: String,
 }
 
 impl fmt::Display for Cell {
@@ -144,6 +148,7 @@ impl Cell {
             means,
             took,
             mappings,
+            tried: tried(sim, pair),
         })
     }
 
@@ -212,20 +217,41 @@ fn means(sim: &Sim, pair: Pair) -> Means {
     both.into_iter().flatten().max().unwrap_or(Means::Plain)
 }
 
-/// A second after the end of all attempts at most the socket that won is left.
-fn check_sockets(sim: &Sim, pair: Pair) -> Result<(), String> {
+/// What both hosts have tried, for people.
+fn tried(sim: &Sim, pair: Pair) -> String {
+    let of = |(from, to)| {
+        let attempts = sim.explain(from, to).map(|one| one.attempts);
+        let one = |one: &AttemptReport| {
+            let answered = if one.answered { ", answered" } else { "" };
+            let (strategy, probes) = (one.strategy, one.probes);
+            format!("{strategy:?} {probes} in {:?}{answered}", one.duration)
+        };
+        let lines: Vec<String> = attempts.iter().flatten().map(one).collect();
+        lines.join(", ")
+    };
+    let [a, b] = [(pair.a, pair.b), (pair.b, pair.a)].map(of);
+    format!("a tried {a}; b tried {b}")
+}
+
+/// Soon after the end of all attempts at most the socket that won is left.
+fn check_sockets(sim: &mut Sim, pair: Pair) -> Result<(), String> {
     let attempting = |sim: &Sim, from, to| {
         let tried = sim.explain(from, to).map(|one| one.attempts);
         let last = tried.as_ref().and_then(|tried| tried.last());
         last.is_some_and(|last| !last.answered && last.strategy != Strategy::Plain)
     };
+    let left = |sim: &Sim, host| sim.host(host).spares();
+    let done = |sim: &Sim, host, other| attempting(sim, host, other) || left(sim, host) <= 1;
+    sim.try_until(CLOSING, |sim| {
+        done(sim, pair.a, pair.b) && done(sim, pair.b, pair.a)
+    });
     for (host, other) in [(pair.a, pair.b), (pair.b, pair.a)] {
-        let left = sim.host(host).spares();
-        if left > 1 && !attempting(sim, host, other) {
-            return Err(format!("{left} sockets are still open"));
-        }
-        if left > limits::SPRAY_SOCKETS + 16 {
-            return Err(format!("{left} sockets are open"));
+        let left = left(sim, host);
+        if left > limits::SPRAY_SOCKETS + 16 || !done(sim, host, other) {
+            return Err(format!(
+                "{left} sockets are still open after {CLOSING:?}: {}",
+                tried(sim, pair)
+            ));
         }
         let done = sim
             .host(host)
