@@ -4,31 +4,22 @@
 //! send. A send never blocks and never fails towards the caller: what the kernel refuses is counted by reason, because
 //! every protocol above this one has to cope with loss anyway, and a host moves between networks where errors are normal.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+mod bound;
+
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mesh_core::batch::Run;
-use mesh_core::limits;
-use nix::errno::Errno;
-use nix::sys::socket::{self, ControlMessage, MsgFlags, SockaddrStorage, setsockopt, sockopt};
-use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
-use socket2::{Domain, Protocol, Socket, Type};
+use nix::sys::socket::{setsockopt, sockopt};
+use quinn_udp::RecvMeta;
 
+pub(crate) use self::bound::Bound;
 use crate::tuning::Tuning;
-
-/// Kernel buffer in each direction: about 10 ms at 5 Gb/s, for the time that the data thread is busy elsewhere.
-const KERNEL_BUFFER_BYTES: usize = 7 << 20;
 
 /// Mark on every packet that this daemon sends outside the tunnel, so that routing rules can tell them apart
 /// (`ip rule … fwmark`). Spells `MESH`.
 pub const FWMARK: u32 = 0x4d45_5348;
-
-/// What every IPv6 link carries (RFC 8200, section 5).
-const IPV6_LEAST_MTU: i32 = 1_280;
-/// ICMP errors that are fetched at once.
-const MAX_ICMP_ERRORS: u32 = 64;
 
 /// How often another port is tried when the one that IPv4 got is taken for IPv6.
 const PORT_ATTEMPTS: usize = 16;
@@ -132,17 +123,6 @@ impl SendErrorCounters {
     }
 }
 
-/// One bound socket with what quinn-udp found out about it.
-#[derive(Debug)]
-pub(crate) struct Bound {
-    family: Family,
-    socket: Socket,
-    state: UdpSocketState,
-    port: u16,
-    /// The switch for segmentation; the kernel may still refuse it.
-    gso: bool,
-}
-
 /// The pair of sockets; at least one of them exists.
 #[derive(Debug)]
 pub struct Sockets {
@@ -210,7 +190,7 @@ impl Sockets {
 
     /// Descriptor of the socket of `family`, to wait on.
     pub fn fd(&self, family: Family) -> Option<BorrowedFd<'_>> {
-        self.bound(family).map(|bound| bound.socket.as_fd())
+        self.bound(family).map(Bound::fd)
     }
 
     /// Datagrams that could not be sent so far.
@@ -286,20 +266,29 @@ impl Sockets {
         }
     }
 
-    /// Sends a run of sealed datagrams, from a socket of [`Self::open_spare`] if one is given.
+    /// As [`Self::send`], for datagrams that routers on the way may cut up: those of the smallest MTU that the overlay has, on
+    /// a path that does not even carry these.
     ///
-    /// Those that may be fragmented are for the data thread only: meanwhile everything that the socket sends may be cut up, and
-    /// probes of a path's MTU, which must not be, come from that thread as well.
-    pub(crate) fn send_run(&self, spare: Option<&Bound>, run: &Run, bytes: &[u8]) {
-        let Some(bound) = spare.or_else(|| self.bound(Family::of(&run.remote))) else {
-            return self.send(run.remote, bytes, run.segment);
-        };
-        if !run.fragments {
-            return self.send_by(bound, run.remote, bytes, run.segment);
+    /// For the data thread only: meanwhile everything that the socket sends may be cut up, and probes of a path's MTU, which
+    /// must not be, come from that thread as well.
+    pub fn send_fragmentable(&self, remote: SocketAddr, contents: &[u8], segment: usize) {
+        match self.bound(Family::of(&remote)) {
+            Some(bound) => self.send_fragmentable_by(bound, remote, contents, segment),
+            None => self.send(remote, contents, segment),
         }
+    }
+
+    /// As [`Self::send_fragmentable`], from a socket of [`Self::open_spare`].
+    pub(crate) fn send_fragmentable_by(
+        &self,
+        bound: &Bound,
+        remote: SocketAddr,
+        contents: &[u8],
+        segment: usize,
+    ) {
         bound.allow_fragments(true);
-        for datagram in bytes.chunks(run.segment.max(1)) {
-            self.send_by(bound, run.remote, datagram, datagram.len());
+        for datagram in contents.chunks(segment.max(1)) {
+            self.send_by(bound, remote, datagram, datagram.len());
         }
         bound.allow_fragments(false);
     }
@@ -326,182 +315,16 @@ impl Sockets {
     }
 }
 
-impl Bound {
-    /// `Ok(None)` when the host does not have the family.
-    fn open(family: Family, port: u16, tuning: Tuning) -> Result<Option<Self>, BindError> {
-        match Self::try_open(family, port, tuning) {
-            Ok(bound) => Ok(Some(bound)),
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPFNOSUPPORT)
-                ) =>
-            {
-                Ok(None)
-            }
-            Err(source) => Err(BindError::Port {
-                port,
-                family: family.name(),
-                source,
-            }),
-        }
-    }
-
-    fn try_open(family: Family, port: u16, tuning: Tuning) -> io::Result<Self> {
-        let (domain, any) = match family {
-            Family::V4 => (
-                Domain::IPV4,
-                SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
-            ),
-            Family::V6 => (
-                Domain::IPV6,
-                SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
-            ),
-        };
-        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-        if family == Family::V6 {
-            socket.set_only_v6(true)?;
-        }
-        set_buffers(&socket);
-        // Takes CAP_NET_ADMIN; without it there is no routing rule of ours either that could need it.
-        let _ = setsockopt(&socket, sockopt::Mark, &FWMARK);
-        socket.bind(&any.into())?;
-        let state = UdpSocketState::new((&socket).into())?;
-        // quinn-udp asks for a time stamp on each packet, which makes the kernel read the clock for all that arrive.
-        let _ = setsockopt(&socket, sockopt::ReceiveTimestampns, &false);
-        if !tuning.udp_gro {
-            setsockopt(&socket, sockopt::UdpGroSegment, &false)?;
-        }
-        let port = socket
-            .local_addr()?
-            .as_socket()
-            .map_or(port, |address| address.port());
-        Ok(Self {
-            family,
-            socket,
-            state,
-            port,
-            gso: tuning.udp_gso,
-        })
-    }
-
-    pub(crate) fn port(&self) -> u16 {
-        self.port
-    }
-
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-
-    /// As [`Sockets::recv`].
-    pub(crate) fn recv(
-        &self,
-        buffers: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> io::Result<usize> {
-        self.state.recv((&self.socket).into(), buffers, meta)
-    }
-
-    /// How many ICMP errors came back to what this socket sent; each is counted once. Only for spare sockets.
-    pub(crate) fn take_icmp_errors(&self) -> u32 {
-        let mut count = 0;
-        // The first bytes of what was sent are of no interest.
-        let mut payload = [0; 1];
-        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-        while count < MAX_ICMP_ERRORS {
-            let mut iov = [IoSliceMut::new(&mut payload)];
-            let fd = self.socket.as_raw_fd();
-            if socket::recvmsg::<SockaddrStorage>(fd, &mut iov, None, flags).is_err() {
-                break;
-            }
-            count += 1;
-        }
-        // The error is also kept for the next call, which it would fail.
-        let _ = self.socket.take_error();
-        count
-    }
-
-    fn try_send_with_ttl(&self, remote: SocketAddr, payload: &[u8], ttl: u8) -> Result<(), Errno> {
-        let ttl = i32::from(ttl);
-        let hops = match Family::of(&remote) {
-            Family::V4 => ControlMessage::Ipv4Ttl(&ttl),
-            Family::V6 => ControlMessage::Ipv6HopLimit(&ttl),
-        };
-        let iov = [IoSlice::new(payload)];
-        let to = SockaddrStorage::from(remote);
-        let fd = self.socket.as_raw_fd();
-        socket::sendmsg(fd, &iov, &[hops], MsgFlags::MSG_DONTWAIT, Some(&to)).map(drop)
-    }
-
-    /// Bytes that go into one call for datagrams of `segment` bytes.
-    fn burst(&self, segment: usize) -> usize {
-        let allowed = if self.gso {
-            limits::MAX_GSO_SEGMENTS
-        } else {
-            1
-        };
-        let most = self.state.max_gso_segments().clamp(1, allowed);
-        segment * most.min((limits::MAX_GSO_BYTES / segment).max(1))
-    }
-
-    /// Whether datagrams may be fragmented. Over IPv6 only the sender can do it, and cuts to what every link carries.
-    fn allow_fragments(&self, allow: bool) {
-        let fd = self.socket.as_raw_fd();
-        // The names for IPv6 differ and the values do not (linux/in6.h).
-        let discover = if allow {
-            libc::IP_PMTUDISC_DONT
-        } else {
-            libc::IP_PMTUDISC_PROBE
-        };
-        if self.family == Family::V4 {
-            set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover);
-        } else {
-            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover);
-            let cut = if allow { IPV6_LEAST_MTU } else { 0 };
-            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU, cut);
-        }
-    }
-
-    fn transmit(&self, remote: SocketAddr, contents: &[u8], segment: usize) -> io::Result<()> {
-        if contents.len() <= segment {
-            // Not by quinn-udp: it takes EINVAL, which any senseless address gives, for a lack of segmentation offload
-            // and would never segment again.
-            return self.socket.send_to(contents, &remote.into()).map(drop);
-        }
-        let transmit = Transmit {
-            destination: remote,
-            ecn: None,
-            contents,
-            segment_size: Some(segment),
-            src_ip: None,
-        };
-        self.state.try_send((&self.socket).into(), &transmit)
-    }
-}
-
-/// Sets an option of a socket; these cannot fail on one of the right family.
-fn set_option(fd: std::os::fd::RawFd, level: i32, name: i32, value: i32) {
-    let length = size_of::<i32>() as libc::socklen_t;
-    // SAFETY: the descriptor is open, and the value is a number of the length that is given.
-    unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) };
-}
-
-/// As large as the host allows: the FORCE variants pass `net.core.rmem_max` but take CAP_NET_ADMIN.
-fn set_buffers(socket: &Socket) {
-    if setsockopt(socket, sockopt::RcvBufForce, &KERNEL_BUFFER_BYTES).is_err() {
-        let _ = socket.set_recv_buffer_size(KERNEL_BUFFER_BYTES);
-    }
-    if setsockopt(socket, sockopt::SndBufForce, &KERNEL_BUFFER_BYTES).is_err() {
-        let _ = socket.set_send_buffer_size(KERNEL_BUFFER_BYTES);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
 
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::os::fd::AsRawFd;
+
     use nix::cmsg_space;
-    use nix::sys::socket::ControlMessageOwned;
+    use nix::sys::socket::{self, ControlMessageOwned, MsgFlags, SockaddrStorage};
+    use socket2::{Domain, Socket, Type};
 
     use super::*;
 

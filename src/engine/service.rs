@@ -12,7 +12,6 @@ use crate::session::{Context, number};
 use crate::time::Instant;
 use crate::wire::control::{Control, VERSION};
 
-
 impl Engine {
     /// Does everything that is due for one peer, and arms its next turn.
     pub(super) fn service_peer(&mut self, now: Instant, index: PeerIndex, out: &mut Batches) {

@@ -563,3 +563,36 @@ fn a_reload_keeps_the_sessions_of_unchanged_peers_and_drops_the_others() {
         })
     );
 }
+
+#[test]
+fn a_spare_socket_takes_nothing_but_wireguard_and_stun_and_nothing_once_it_is_closed() {
+    let mut pair = Pair::new(true, false);
+    let now = pair.now;
+    let engine = &mut pair.hosts[0].engine;
+    let socket = engine.open_spares(super::spares::Owner::Survey, 1)[0];
+    let from = SocketAddr::from(([198, 51, 100, 9], 7));
+    let mut drops = engine.drops().unknown_protocol;
+    let wireguard = [&[4u8, 0, 0, 0][..], &[0; 28]].concat();
+    let stun = crate::wire::stun::binding_response(&[7; 12], from);
+    let frame = [&[0x20u8][..], &[0; 40]].concat();
+    let mut take = |engine: &mut Engine, datagram: &[u8]| {
+        let mut received = ReceiveBatch::of(socket, from, datagram, datagram.len());
+        let mut batches = Batches::new(Kernel::Ring);
+        engine.handle_udp(now, &mut received, &mut batches);
+        assert!(batches.quic.is_empty() && batches.send.is_empty());
+        let before = std::mem::replace(&mut drops, engine.drops().unknown_protocol);
+        drops - before
+    };
+    let sessions = engine.drops().unknown_session;
+    assert_eq!(take(engine, &wireguard), 0);
+    assert_eq!(engine.drops().unknown_session, sessions + 1);
+    assert_eq!(take(engine, &stun), 1, "nobody asked");
+    assert_eq!(take(engine, &frame), 1);
+    assert_eq!(take(engine, &[0xc0; 1_200]), 1);
+    let channels = engine.drops().unknown_channel;
+    engine.close_spare(socket);
+    assert_eq!(take(engine, &wireguard), 1);
+    assert_eq!(engine.drops().unknown_session, sessions + 1);
+    assert_eq!(engine.drops().unknown_channel, channels);
+    assert!(!engine.spares.contains(socket));
+}

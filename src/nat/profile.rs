@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::survey::{Findings, Request, Survey};
+use super::{Allocation, Filtering, Mapping};
 use crate::engine::SocketId;
 use crate::rng::Random;
 use crate::time::Instant;
@@ -166,7 +167,20 @@ impl Prober {
         let Some(survey) = self.survey.take() else {
             return Vec::new();
         };
+        let before = self.findings.profile;
         self.findings = survey.findings(own);
+        // What a loss kept it from telling is as it was: nothing has changed on our side since.
+        let found = &mut self.findings.profile;
+        if found.mapping == Mapping::Unknown {
+            found.mapping = before.mapping;
+        }
+        if found.filtering == Filtering::Unknown {
+            found.filtering = before.filtering;
+        }
+        if found.allocation == Allocation::Unknown {
+            found.allocation = before.allocation;
+        }
+        found.hairpin = found.hairpin.or(before.hairpin);
         survey.sockets().collect()
     }
 

@@ -433,3 +433,189 @@ fn sample(fresh: &Fresh) -> Option<Sample> {
         external: external.port(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RTT: Duration = Duration::from_millis(30);
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn at(milliseconds: u64) -> Instant {
+        Instant::from_boot(Duration::from_millis(1_000_000 + milliseconds))
+    }
+
+    fn server() -> StunServer {
+        StunServer {
+            main: addr("203.0.113.1:443"),
+            alternative: Some(addr("203.0.113.1:3478")),
+        }
+    }
+
+    /// A network: which external port a socket (counted from 0) shows a destination, and whether it lets in an answer from
+    /// a port that was not sent to.
+    struct Net<'a> {
+        port: &'a dyn Fn(usize, SocketAddr) -> Option<u16>,
+        open: bool,
+        hairpin: bool,
+    }
+
+    fn survey() -> Survey {
+        let sockets: Vec<SocketId> = (1..=SOCKETS as u16).map(SocketId).collect();
+        let others = vec![addr("203.0.113.2:443")];
+        let mut survey = Survey::new(at(0), server(), others, RTT, sockets);
+        for socket in 1..=SOCKETS as u16 {
+            survey.opened(SocketId(socket), Some(40_000 + 7 * socket));
+        }
+        survey
+    }
+
+    /// Runs a survey; returns what it found and how long it took.
+    fn run(net: &Net<'_>) -> (Findings, Duration) {
+        let outside = addr("198.51.100.7:0").ip();
+        let mut rng = Random::from_seed([1; 32]);
+        let mut survey = survey();
+        let mut now = at(0);
+        let mut under_way: Vec<(Instant, Request)> = Vec::new();
+        let mut sent = 0;
+        while !survey.is_done() {
+            let requests = survey.poll(now, &mut rng);
+            sent += requests.len();
+            under_way.extend(requests.into_iter().map(|request| (now + RTT, request)));
+            let arrival = under_way.iter().map(|(at, _)| *at).min();
+            let next = survey.deadline();
+            assert!(
+                survey.is_done()
+                    || next > now
+                    || arrival.is_some_and(|at| at <= now)
+                    || next >= now
+            );
+            now = arrival.map_or(next, |arrival| arrival.min(next)).max(now);
+            let (due, later) = under_way.into_iter().partition(|(at, _)| *at <= now);
+            under_way = later;
+            let due: Vec<(Instant, Request)> = due;
+            for (_, request) in due {
+                let Ok(stun::Message::Request {
+                    txn, change_port, ..
+                }) = stun::parse(&request.payload)
+                else {
+                    panic!("no request");
+                };
+                if request.remote.ip() == outside {
+                    if net.hairpin {
+                        assert!(survey.handle_request(&txn));
+                    }
+                    continue;
+                }
+                let Some(port) = (net.port)(usize::from(request.socket.0) - 1, request.remote)
+                else {
+                    continue;
+                };
+                let mapped = SocketAddr::new(outside, port);
+                let from = if change_port {
+                    server().alternative.unwrap()
+                } else {
+                    request.remote
+                };
+                if !change_port || net.open {
+                    assert!(survey.handle_response(now, from, &txn, mapped));
+                }
+            }
+            assert!(sent <= limits::SURVEY_REQUESTS);
+        }
+        (survey.findings(|_| false), now.since(at(0)))
+    }
+
+    #[test]
+    fn a_survey_is_over_within_a_second_and_tells_everything_of_a_home_router() {
+        let (found, took) = run(&Net {
+            port: &|socket, _| Some(40_007 + 7 * socket as u16),
+            open: false,
+            hairpin: true,
+        });
+        assert!(took < Duration::from_millis(700), "{took:?}");
+        let expected = NatProfile {
+            mapping: Mapping::EndpointIndependent,
+            filtering: Filtering::AddressAndPortDependent,
+            allocation: Allocation::Preserving,
+            hairpin: Some(true),
+        };
+        assert_eq!(found.profile, expected);
+    }
+
+    #[test]
+    fn mappings_are_told_apart_by_the_relays_second_port_and_by_another_relay() {
+        for (by_port, by_address, expected) in [
+            (0, 0, Mapping::EndpointIndependent),
+            (0, 900, Mapping::AddressDependent),
+            (500, 900, Mapping::AddressAndPortDependent),
+        ] {
+            let (found, _) = run(&Net {
+                port: &|socket, to| {
+                    let port = if to.port() == 3_478 { by_port } else { 0 };
+                    let address = if to.ip() == server().main.ip() {
+                        0
+                    } else {
+                        by_address
+                    };
+                    Some(20_000 - socket as u16 + port + address)
+                },
+                open: true,
+                hairpin: false,
+            });
+            assert_eq!(found.profile.mapping, expected);
+            assert_eq!(found.profile.filtering, Filtering::NotPortDependent);
+            let counted = Allocation::Sequential { delta: -1 };
+            assert_eq!(found.profile.allocation, counted);
+            assert_eq!(found.profile.hairpin, Some(false));
+        }
+    }
+
+    #[test]
+    fn a_socket_without_an_answer_is_passed_over_and_a_dead_line_ends_the_survey() {
+        let (found, took) = run(&Net {
+            port: &|socket, _| (socket != 3).then_some(30_000 + 2 * socket as u16),
+            open: false,
+            hairpin: false,
+        });
+        assert_eq!(
+            found.profile.allocation,
+            Allocation::Sequential { delta: 2 }
+        );
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        let (found, took) = run(&Net {
+            port: &|_, _| None,
+            open: false,
+            hairpin: false,
+        });
+        assert_eq!(found.profile, NatProfile::default());
+        assert!(took <= END, "{took:?}");
+    }
+
+    #[test]
+    fn answers_that_nobody_asked_for_or_from_elsewhere_change_nothing() {
+        let mut survey = survey();
+        let mut rng = Random::from_seed([1; 32]);
+        let requests = survey.poll(at(0), &mut rng);
+        let mapped = addr("198.51.100.7:5");
+        for request in requests {
+            let Ok(stun::Message::Request { txn, .. }) = stun::parse(&request.payload) else {
+                panic!("no request");
+            };
+            assert!(!survey.handle_response(at(1), addr("192.0.2.66:443"), &txn, mapped));
+            assert!(!survey.handle_request(&txn), "that is no hairpin test");
+        }
+        assert!(!survey.handle_response(at(1), server().main, &[9; 12], mapped));
+        assert_eq!(survey.findings(|_| false).profile, NatProfile::default());
+    }
+
+    #[test]
+    fn a_survey_without_sockets_is_over_at_once() {
+        let mut survey = survey();
+        survey.opened(SocketId(3), None);
+        assert!(survey.is_done());
+    }
+}

@@ -2,7 +2,9 @@
 
 use mesh_core::engine::{Event, NetcheckReport};
 use mesh_core::nat;
-use mesh_tests::sim::{Filtering, LinkConfig, Mapping, NatConfig, Sim, Site, for_seeds};
+use mesh_tests::sim::{
+    Allocation, Filtering, LinkConfig, Mapping, NatConfig, Sim, Site, for_seeds,
+};
 
 use crate::common::{home, secs};
 
@@ -99,5 +101,74 @@ fn a_lossy_line_is_not_taken_for_a_filter_or_a_changing_mapping() {
             report.profile.filtering,
             nat::Filtering::AddressAndPortDependent
         );
+    });
+}
+
+#[test]
+fn port_allocation_and_its_step_are_told_behind_every_kind_of_mapping() {
+    for_seeds(0..3, |seed| {
+        for mapping in [Mapping::Eim, Mapping::Adm, Mapping::Apdm] {
+            for allocation in [
+                Allocation::Preserving,
+                Allocation::Sequential(1),
+                Allocation::Sequential(-3),
+                Allocation::Random,
+            ] {
+                let nat = NatConfig::new(mapping, Filtering::Apdf).allocation(allocation);
+                let found = report(seed, Site::nat(nat), 2).profile.allocation;
+                let right = match (allocation, found) {
+                    (Allocation::Preserving, nat::Allocation::Preserving) => true,
+                    (Allocation::Sequential(step), nat::Allocation::Sequential { delta }) => {
+                        step == delta
+                    }
+                    (Allocation::Random, nat::Allocation::Random { low, high }) => low < high,
+                    _ => false,
+                };
+                assert!(right, "{mapping:?}/{allocation:?}: {found:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn hairpinning_is_told_and_a_host_without_nat_has_none() {
+    for_seeds(0..3, |seed| {
+        let with = Site::nat(NatConfig::home().hairpin());
+        assert_eq!(report(seed, with, 1).profile.hairpin, Some(true));
+        assert_eq!(report(seed, home(), 1).profile.hairpin, Some(false));
+        let public = report(seed, Site::public(), 1).profile;
+        assert_eq!(public.hairpin, None);
+        assert_eq!(public.mapping, nat::Mapping::EndpointIndependent);
+        assert_eq!(public.allocation, nat::Allocation::Preserving);
+    });
+}
+
+#[test]
+fn the_nat_is_known_within_a_second_on_a_line_of_30_ms_and_without_anybody_asking() {
+    for_seeds(0..5, |seed| {
+        for nat in [
+            NatConfig::home(),
+            NatConfig::new(Mapping::Apdm, Filtering::Eif).allocation(Allocation::Random),
+        ] {
+            let mut sim = Sim::new(seed);
+            let line = LinkConfig::delay(secs(1) * 75 / 10_000);
+            let relays = [sim.add_relay(line), sim.add_relay(line)];
+            let host = sim.host_at("a", Site::nat(nat).access(line)).0;
+            sim.network(&[host], &relays);
+            sim.run_for(secs(3));
+            assert_eq!(sim.host(host).spares(), 0);
+            let asked = sim.now();
+            sim.netcheck(host, 1);
+            let events = |sim: &Sim| sim.host(host).events.clone();
+            let is_report = |event: &Event| matches!(event, Event::Netcheck { token: 1, .. });
+            sim.run_until("a report", secs(1), |sim| {
+                events(sim).iter().any(|(_, event)| is_report(event))
+            });
+            assert!(
+                sim.now().since(asked) < secs(1),
+                "{:?}",
+                sim.now().since(asked)
+            );
+        }
     });
 }

@@ -1,5 +1,6 @@
 //! Where hosts may be: on one LAN, behind two NATs, behind one carrier's NAT, with IPv6.
 
+use mesh_core::engine::Strategy;
 use mesh_tests::sim::{
     Filtering, HostId, LinkConfig, Mapping, NatConfig, PathKind, RelayId, RouterConfig, Sim, Site,
     for_seeds,
@@ -90,15 +91,19 @@ fn two_accepting_routers_in_a_row_end_direct() {
 }
 
 #[test]
-fn a_hard_nat_behind_an_easy_one_is_a_hard_one() {
+fn a_hard_nat_behind_an_easy_one_is_a_hard_one_and_searched_through_both() {
     let buried = hard().outer(RouterConfig::nat(NatConfig::home()));
     for_seeds(0..3, |seed| {
         let mut sim = Sim::new(seed);
         let pair = sim.pair(buried, home());
         sim.run_for(secs(1));
         let flow = sim.echo(pair.a, pair.b);
-        sim.run_for(secs(15));
-        assert!(sim.is_relayed(pair.a, pair.b));
+        sim.run_until("a direct path", secs(60), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
+        let last = sim.explain(pair.b, pair.a).map(|found| found.attempts);
+        let last = last.unwrap_or_default().pop();
+        assert!(last.is_some_and(|last| last.strategy == Strategy::Search));
         until_works(&mut sim, "data", flow, secs(1));
     });
 }

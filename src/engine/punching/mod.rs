@@ -2,10 +2,11 @@
 //!
 //! A call names our addresses and what our NAT does; the answer names the peer's. Both then punch ([`plain`]). Where that
 //! failed, or cannot work, the next call names a plan for hard NATs, which both sides derive from the two profiles
-//! ([`attempt`], [`volley`]).
+//! ([`attempt`], [`prepare`], [`volley`]).
 
 mod attempt;
 mod plain;
+mod prepare;
 mod volley;
 
 use std::net::SocketAddr;
