@@ -174,6 +174,9 @@ pub struct Netcheck {
     pub mapping: NatBehaviour,
     /// What the NAT before this host lets in.
     pub filtering: NatBehaviour,
+    /// How routers would map a port for us: `pcp`, `nat-pmp`, `upnp`.
+    #[serde(default)]
+    pub port_mapping: Vec<String>,
     /// The relays of the network.
     pub relays: Vec<RelayLatency>,
 }
@@ -289,6 +292,7 @@ mod tests {
         let document = json!({
             "network": "home", "udp": true, "ipv4": "203.0.113.7:41820", "ipv6": null,
             "mapping": "endpoint-independent", "filtering": "address-and-port-dependent",
+            "port_mapping": ["pcp", "nat-pmp", "upnp"],
             "relays": [{"url": "mesh://r@203.0.113.9:443", "rtt_ms": 20.5, "via": "udp"}]
         });
         let netcheck: Netcheck = serde_json::from_value(document.clone()).unwrap();

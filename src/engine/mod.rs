@@ -17,6 +17,7 @@ mod api;
 mod control;
 mod opening;
 mod plane;
+mod portmap;
 mod punching;
 mod relays;
 mod service;
@@ -37,6 +38,7 @@ pub use setup::SetupError;
 use crate::batch::Batches;
 use crate::identity::NetworkId;
 use crate::limits;
+use crate::nat::portmap::PortMapper;
 use crate::nat::profile::Prober;
 use crate::path::PathKey;
 use crate::path::candidates::own_candidates;
@@ -83,6 +85,7 @@ pub struct Engine {
     host: Vec<HostAddress>,
     ports: (Option<u16>, Option<u16>),
     prober: Prober,
+    port_mapper: PortMapper,
     netchecks: VecDeque<(NetworkIndex, u64)>,
     outputs: VecDeque<Output>,
     drops: Drops,
@@ -110,6 +113,7 @@ impl Engine {
             host: Vec::new(),
             ports: (None, None),
             prober: Prober::new(now),
+            port_mapper: PortMapper::default(),
             netchecks: VecDeque::new(),
             outputs: VecDeque::new(),
             drops: Drops::default(),
@@ -127,13 +131,15 @@ impl Engine {
         let peer = self.timers.first().map(|(at, _)| *at);
         let relay = self.relays.values().filter_map(RelayClient::deadline).min();
         let prober = (!self.relays.is_empty()).then(|| self.prober.deadline());
-        [peer, relay, prober].into_iter().flatten().min()
+        let mapper = self.port_mapper.deadline();
+        [peer, relay, prober, mapper].into_iter().flatten().min()
     }
 
     /// Does everything that is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Batches) {
         self.service_relays(now);
         self.service_prober(now);
+        self.service_port_mapper(now);
         // A peer's service may arm it again for now; each gets one turn, so this ends.
         let due: Vec<PeerIndex> = self
             .timers
@@ -196,6 +202,7 @@ impl Engine {
             self.report_netcheck(network, token);
         }
         self.netchecks.push_back((network, token));
+        self.refresh_port_mapper(now);
         self.prober.request_full(now);
         self.service_prober(now);
     }
@@ -260,6 +267,7 @@ impl Engine {
         own_candidates(
             &self.host,
             self.ports,
+            self.offered_mappings(),
             self.prober.reflexive().chain(observed),
         )
     }

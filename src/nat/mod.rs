@@ -1,7 +1,9 @@
 //! What the NAT before this host does, and how two hosts behind NATs open a path to each other.
 //!
-//! Terms are RFC 4787's. [`profile`] measures, [`punch`] schedules the simultaneous opening.
+//! Terms are RFC 4787's. [`profile`] measures, [`punch`] schedules the simultaneous opening, [`portmap`] asks the router for
+//! a way in.
 
+pub mod portmap;
 pub(crate) mod profile;
 pub(crate) mod punch;
 

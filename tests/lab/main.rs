@@ -10,6 +10,7 @@ mod lifecycle;
 mod nats;
 mod noise;
 mod paths;
+mod portmap;
 mod switches;
 mod trust;
 

@@ -9,8 +9,12 @@ pub(crate) fn netcheck(found: &Netcheck) -> String {
     let address = |address: Option<std::net::SocketAddr>| {
         address.map_or("-".to_owned(), |address| address.to_string())
     };
+    let port_mapping = match found.port_mapping.as_slice() {
+        [] => "none".to_owned(),
+        protocols => protocols.join(", "),
+    };
     let mut text = format!(
-        "UDP:        {}\nIPv4:       {}\nIPv6:       {}\nMapping:    {}\nFiltering:  {}\n",
+        "UDP:        {}\nIPv4:       {}\nIPv6:       {}\nMapping:    {}\nFiltering:  {}\nPort maps:  {port_mapping}\n",
         if found.udp { "yes" } else { "no" },
         address(found.ipv4),
         address(found.ipv6),
@@ -72,6 +76,7 @@ mod tests {
             ipv6: None,
             mapping: NatBehaviour::EndpointIndependent,
             filtering: NatBehaviour::Unknown,
+            port_mapping: vec!["pcp".to_owned(), "upnp".to_owned()],
             relays: vec![relay(Some(20.46), Some("udp")), relay(None, None)],
         };
         assert_eq!(
@@ -81,9 +86,12 @@ mod tests {
              IPv6:       -\n\
              Mapping:    endpoint-independent\n\
              Filtering:  unknown\n\
+             Port maps:  pcp, upnp\n\
              Relays:\n  mesh://rrr@203.0.113.9:443  20.5 ms over udp\n  mesh://rrr@203.0.113.9:443  no answer\n"
         );
         found.relays.clear();
+        found.port_mapping.clear();
+        assert!(netcheck(&found).contains("Port maps:  none\n"));
         assert!(netcheck(&found).ends_with("Relays:     none configured\n"));
     }
 

@@ -11,6 +11,7 @@ use mesh_core::identity::{Identity, NetworkId, RelayUrl};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::*;
+use crate::netlink::monitor::Surroundings;
 use crate::relays::RelayDialer;
 use crate::sockets::Family;
 use crate::tuning::Tuning;
@@ -194,7 +195,11 @@ async fn join_by_relay(mut host: Host, peer: u8, relay: RelayUrl) -> DataPlane {
         ip,
         virtual_interface: false,
     };
-    handle.local_addresses(vec![address]).await.unwrap();
+    let surroundings = Surroundings {
+        addresses: vec![address],
+        gateways: Vec::new(),
+    };
+    handle.surroundings(surroundings).await.unwrap();
     handle
 }
 

@@ -109,7 +109,7 @@ impl Supervisor {
                 self.report_state();
             }
             // Never comes here.
-            FromData::Relay(..) => {}
+            FromData::Relay(..) | FromData::PortMap(_) => {}
         }
     }
 

@@ -200,6 +200,11 @@ pub(super) fn netcheck(name: &str, report: &NetcheckReport) -> mesh_bus::Netchec
             Filtering::AddressAndPortDependent => NatBehaviour::AddressAndPortDependent,
             Filtering::Unknown => NatBehaviour::Unknown,
         },
+        port_mapping: report
+            .port_mapping
+            .iter()
+            .map(|protocol| protocol.as_str().to_owned())
+            .collect(),
         relays: report
             .relays
             .iter()
