@@ -3,6 +3,7 @@
 //! The fuzzer calls these with what it makes up, and a test of mesh-core with what the fuzzer kept (`corpus/`). No input
 //! may panic; beyond that, each function asserts what must hold for whatever was accepted, mostly that it has one form.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::str;
 
@@ -19,7 +20,8 @@ use mesh_core::wire::relay::{
     ClientMessage, Frame, Framer, ServerMessage, challenge_frame, parse_frame, rebind_frame,
     write_data_header,
 };
-use mesh_core::wire::{Protocol, classify, stun};
+use mesh_core::wire::ssdp::{self, Url};
+use mesh_core::wire::{Protocol, classify, http, natpmp, pcp, stun, upnp};
 
 /// Takes what the fuzzer made up; panics if something is wrong.
 pub type Target = fn(&[u8]);
@@ -38,6 +40,11 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("stun", stun_message),
     ("control", control),
     ("ip", ip),
+    ("pcp", pcp_message),
+    ("natpmp", natpmp_message),
+    ("ssdp", ssdp_message),
+    ("http", http_response),
+    ("upnp", upnp_document),
     ("super_packet", super_packet),
     ("handshake_initiation", fuzzing::initiation),
     ("handshake_response", fuzzing::response),
@@ -228,6 +235,82 @@ pub fn ip(data: &[u8]) {
     if let Some(header) = IpHeader::parse(data) {
         assert_eq!(header.source.is_ipv4(), header.destination.is_ipv4());
     }
+}
+
+/// What a PCP server says: no request of ours, and no NAT-PMP.
+pub fn pcp_message(data: &[u8]) {
+    let Ok(response) = pcp::Response::parse(data) else {
+        return;
+    };
+    assert!(natpmp::Response::parse(data).is_err());
+    if let pcp::Kind::Map { external, .. } = response.kind {
+        let mapped = match external.ip() {
+            IpAddr::V6(ip) => ip.to_ipv4_mapped(),
+            IpAddr::V4(_) => None,
+        };
+        assert_eq!(mapped, None, "IPv4 in one form alone");
+    }
+}
+
+/// What a NAT-PMP server says.
+pub fn natpmp_message(data: &[u8]) {
+    let Ok(response) = natpmp::Response::parse(data) else {
+        return;
+    };
+    assert!(pcp::Response::parse(data).is_err());
+    if let Err(natpmp::ResultCode(code)) = response.result {
+        assert_ne!(code, 0);
+    }
+}
+
+/// What a device answers to a search: its URL can be written into a request.
+pub fn ssdp_message(data: &[u8]) {
+    if let Ok(url) = ssdp::parse_response(data) {
+        fits_a_request(&url);
+    }
+    if let Ok(text) = str::from_utf8(data)
+        && let Some(url) = Url::parse(text)
+    {
+        fits_a_request(&url);
+    }
+}
+
+fn fits_a_request(url: &Url) {
+    assert!(url.path.starts_with('/'));
+    assert_ne!(url.address.port(), 0);
+    let request = http::request(url.address, &url.path, None);
+    let lines = request.split(|byte| *byte == b'\n').count();
+    assert_eq!(lines, 6, "four headers and an empty line");
+}
+
+/// An answer over HTTP, as it arrives: it ends once, and what follows does not change it.
+pub fn http_response(data: &[u8]) {
+    let whole = http::Response::parse(data, true);
+    if let Ok(Some(response)) = &whole {
+        assert!(response.body.len() <= data.len());
+    }
+    if let Ok(Some(response)) = http::Response::parse(data, false) {
+        assert_eq!(whole, Ok(Some(response)));
+    }
+}
+
+/// A device's description, or its answer to a call: services are on the host that describes them.
+pub fn upnp_document(data: &[u8]) {
+    // No larger ones come through HTTP.
+    let data = &data[..data.len().min(http::MAX_RESPONSE)];
+    let location = Url {
+        address: ([192, 168, 1, 1], 5000).into(),
+        path: "/a/b.xml".to_owned(),
+    };
+    if let Ok(services) = upnp::parse_description(data, &location) {
+        assert!(services.len() <= 4);
+        for service in &services {
+            fits_a_request(&service.control);
+            assert_eq!(service.control.address.ip(), location.address.ip());
+        }
+    }
+    // Whatever it says, it is read or refused.
+    let _ = upnp::parse_answer(data);
 }
 
 /// What a TUN device hands over: cut up within bounds, and nothing of the payload gets lost or appears twice.

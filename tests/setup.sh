@@ -4,7 +4,7 @@
 #   tests/setup.sh [build|demo|test|kernel|bench|package]…     (default: build demo test bench)
 #
 # Rust itself is assumed. No service does anything: none of these packages has one that is on by default, but tinc's,
-# which starts the networks in /etc/tinc/nets.boot, of which there are none.
+# which starts the networks in /etc/tinc/nets.boot, of which there are none. (miniupnpd's is in another package.)
 set -euo pipefail
 
 # Each line: what shows that it is there (a command, or an absolute path), then the package that brings it.
@@ -31,6 +31,7 @@ dbus-daemon dbus-daemon
 valgrind valgrind
 wireguard-go wireguard-go
 wg wireguard-tools
+miniupnpd miniupnpd-nftables
 LIST
       ;;
     kernel) cat <<'LIST'

@@ -183,6 +183,9 @@ pub struct Netcheck {
     pub delta: Option<i8>,
     /// Hosts behind the NAT reach each other by its outside; `null` without a NAT, or if that was not measured.
     pub hairpin: Option<bool>,
+    /// How routers would map a port for us: `pcp`, `nat-pmp`, `upnp`.
+    #[serde(default)]
+    pub port_mapping: Vec<String>,
     /// The relays of the network.
     pub relays: Vec<RelayLatency>,
 }
@@ -320,6 +323,7 @@ mod tests {
             "network": "home", "udp": true, "ipv4": "203.0.113.7:41820", "ipv6": null,
             "mapping": "endpoint-independent", "filtering": "address-and-port-dependent",
             "port_allocation": "sequential", "delta": -1, "hairpin": false,
+            "port_mapping": ["pcp", "nat-pmp", "upnp"],
             "relays": [{"url": "mesh://r@203.0.113.9:443", "rtt_ms": 20.5, "via": "udp"}]
         });
         let netcheck: Netcheck = serde_json::from_value(document.clone()).unwrap();

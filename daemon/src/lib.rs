@@ -10,6 +10,7 @@ pub mod control;
 pub mod dataplane;
 pub mod logging;
 pub mod netlink;
+pub mod portmap;
 pub mod randomness;
 pub mod relays;
 #[cfg(test)]

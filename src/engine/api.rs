@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
 use crate::nat::NatProfile;
+pub use crate::nat::portmap::{Gateway, PortMapAction, PortMapEvent, PortMapProtocol};
 use crate::wire::relay::{ClientMessage, ServerMessage};
 
 /// Names a network of this daemon; chosen by the shell, below [`crate::limits::MAX_NETWORKS`].
@@ -159,6 +160,8 @@ pub enum Output {
     Socket(SocketId, SocketAction),
     /// Act on a relay connection.
     Relay(RelayHandle, RelayAction),
+    /// Talk to the router; answered by `Engine::handle_port_map`.
+    PortMap(PortMapAction),
     /// Tell whoever listens.
     Event(Event),
 }
@@ -342,6 +345,8 @@ pub struct NetcheckReport {
     pub ipv6: Option<SocketAddr>,
     /// What the NAT before us does.
     pub profile: NatProfile,
+    /// By which protocols routers would map a port for us.
+    pub port_mapping: Vec<PortMapProtocol>,
     /// The relays of the network.
     pub relays: Vec<RelayReport>,
 }

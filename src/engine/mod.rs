@@ -19,6 +19,7 @@ mod explain;
 mod measuring;
 mod opening;
 mod plane;
+mod portmap;
 mod punching;
 mod relays;
 mod roaming;
@@ -46,6 +47,7 @@ use crate::batch::Batches;
 use crate::identity::NetworkId;
 use crate::limits;
 use crate::nat::ledger::Ledger;
+use crate::nat::portmap::PortMapper;
 use crate::nat::profile::Prober;
 use crate::path::PathKey;
 use crate::path::candidates::own_candidates;
@@ -108,6 +110,7 @@ pub struct Engine {
     traversal: Traversal,
     /// Our addresses as peers were last told.
     offered: Vec<SocketAddr>,
+    port_mapper: PortMapper,
     netchecks: VecDeque<(NetworkIndex, u64)>,
     outputs: VecDeque<Output>,
     drops: Drops,
@@ -142,6 +145,7 @@ impl Engine {
             ledger: Ledger::default(),
             traversal: Traversal::default(),
             offered: Vec::new(),
+            port_mapper: PortMapper::default(),
             netchecks: VecDeque::new(),
             outputs: VecDeque::new(),
             drops: Drops::default(),
@@ -159,7 +163,8 @@ impl Engine {
         let peer = self.timers.first().map(|(at, _)| *at);
         let relay = self.relays.values().filter_map(RelayClient::deadline).min();
         let prober = (!self.relays.is_empty()).then(|| self.prober.deadline());
-        [peer, relay, prober].into_iter().flatten().min()
+        let mapper = self.port_mapper.deadline();
+        [peer, relay, prober, mapper].into_iter().flatten().min()
     }
 
     /// Does everything that is due at `now`.
@@ -174,6 +179,7 @@ impl Engine {
         }
         self.service_relays(now);
         self.service_prober(now);
+        self.service_port_mapper(now);
         // A peer's service may arm it again for now; each gets one turn, so this ends.
         let due: Vec<PeerIndex> = self
             .timers
@@ -238,6 +244,7 @@ impl Engine {
         }
         self.netchecks.push_back((network, token));
         self.prober.request(now);
+        self.refresh_port_mapper(now);
         self.service_prober(now);
     }
 
@@ -247,6 +254,7 @@ impl Engine {
         own_candidates(
             &self.host,
             self.ports,
+            self.offered_mappings(),
             self.prober.reflexive().chain(observed),
         )
     }

@@ -87,6 +87,7 @@ impl Engine {
             mtu: setup.mtu,
         };
         self.networks.insert(index, network);
+        self.port_mapper.set_wanted(true);
         for peer in setup.peers {
             self.add_peer(index, peer);
         }
@@ -181,6 +182,7 @@ impl Engine {
             self.outputs
                 .push_back(Output::Relay(handle, RelayAction::Hangup));
         }
+        self.port_mapper.set_wanted(!self.networks.is_empty());
     }
 
     fn add_peer(&mut self, index: NetworkIndex, setup: PeerSetup) {

@@ -65,7 +65,8 @@ impl Engine {
     /// Where others see us.
     fn public_endpoints(&self) -> Vec<SocketAddr> {
         let observed = self.relays.values().filter_map(|relay| relay.observed);
-        let mut endpoints: Vec<SocketAddr> = self.prober.reflexive().chain(observed).collect();
+        let reflexive = self.prober.reflexive().chain(observed);
+        let mut endpoints: Vec<SocketAddr> = reflexive.chain(self.offered_mappings()).collect();
         endpoints.sort();
         endpoints.dedup();
         endpoints
@@ -119,6 +120,7 @@ impl Engine {
             ipv4: reflexive.iter().find(|address| address.is_ipv4()).copied(),
             ipv6: reflexive.iter().find(|address| address.is_ipv6()).copied(),
             profile: self.nat_profile(),
+            port_mapping: self.port_mapper.offers().into_iter().collect(),
             relays,
         };
         self.emit(Event::Netcheck { token, report });

@@ -162,7 +162,7 @@ impl Pair {
                     let now = self.now;
                     self.hosts[at].engine.socket_opened(now, socket, None);
                 }
-                Output::Socket(..) => {}
+                Output::Socket(..) | Output::PortMap(_) => {}
                 Output::Packet { packet, .. } => self.hosts[at].received.push(packet),
                 Output::Relay(handle, action) => self.relay_action(at, handle, action),
                 Output::Event(event) => self.hosts[at].events.push(event),

@@ -5,10 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use crate::engine::HostAddress;
 use crate::limits;
 
-/// Our own addresses in the order in which a peer should try them: on the host, as relays see us, virtual bridges.
+/// Our own addresses in the order in which a peer should try them: on the host, mapped by our router, as relays see us,
+/// virtual bridges.
 pub(crate) fn own_candidates(
     host: &[HostAddress],
     ports: (Option<u16>, Option<u16>),
+    mapped: impl IntoIterator<Item = SocketAddr>,
     reflexive: impl IntoIterator<Item = SocketAddr>,
 ) -> Vec<SocketAddr> {
     let on_host = |is_virtual: bool| {
@@ -24,7 +26,8 @@ pub(crate) fn own_candidates(
             })
     };
     let mut candidates = Vec::new();
-    for candidate in on_host(false).chain(reflexive).chain(on_host(true)) {
+    let outside = mapped.into_iter().chain(reflexive);
+    for candidate in on_host(false).chain(outside).chain(on_host(true)) {
         if candidates.len() < limits::MAX_CANDIDATES && !candidates.contains(&candidate) {
             candidates.push(candidate);
         }
@@ -100,13 +103,14 @@ mod tests {
                 mtu: 1_500,
             })
             .collect();
-        let reflexive = addr("203.0.113.7:9");
-        let all = own_candidates(&host[..8], (Some(1), None), [reflexive, reflexive]);
-        assert_eq!(all.len(), 9);
-        assert_eq!(all[3], reflexive);
-        assert_eq!(all[4], addr("10.0.0.0:1"));
+        let (mapped, reflexive) = (addr("203.0.113.7:8"), addr("203.0.113.7:9"));
+        let ports = (Some(1), None);
+        let all = own_candidates(&host[..8], ports, [mapped], [reflexive, reflexive]);
+        assert_eq!(all.len(), 10);
+        assert_eq!(all[3..5], [mapped, reflexive]);
+        assert_eq!(all[5], addr("10.0.0.0:1"));
         assert_eq!(
-            own_candidates(&host, (Some(1), None), []).len(),
+            own_candidates(&host, ports, [], []).len(),
             limits::MAX_CANDIDATES
         );
     }

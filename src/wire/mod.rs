@@ -6,10 +6,15 @@
 
 pub mod codec;
 pub mod control;
+pub mod http;
 pub mod icmp;
 pub mod ip;
+pub mod natpmp;
+pub mod pcp;
 pub mod relay;
+pub mod ssdp;
 pub mod stun;
+pub mod upnp;
 
 pub use codec::{Reader, WireError, Writer};
 

@@ -13,6 +13,7 @@ mod mtu;
 mod nats;
 mod noise;
 mod paths;
+mod portmap;
 mod switches;
 mod trust;
 

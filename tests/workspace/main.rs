@@ -6,7 +6,7 @@ use std::process::Command;
 
 /// What the core may depend on directly: parsing, cryptography, containers. Nothing here opens a socket or a file,
 /// reads a clock or runs a task.
-const CORE_DEPENDENCIES: [&str; 16] = [
+const CORE_DEPENDENCIES: [&str; 17] = [
     "base64",
     "blake2",
     "chacha20poly1305",
@@ -18,6 +18,7 @@ const CORE_DEPENDENCIES: [&str; 16] = [
     "rand_chacha",
     "rand_core",
     "ring",
+    "roxmltree",
     "serde",
     "slab",
     "thiserror",

@@ -9,6 +9,10 @@ pub(crate) fn netcheck(found: &Netcheck) -> String {
     let address = |address: Option<std::net::SocketAddr>| {
         address.map_or("-".to_owned(), |address| address.to_string())
     };
+    let port_mapping = match found.port_mapping.as_slice() {
+        [] => "none".to_owned(),
+        protocols => protocols.join(", "),
+    };
     let ports = match found.delta {
         Some(delta) => format!("{} ({delta:+})", found.port_allocation),
         None => found.port_allocation.to_string(),
@@ -20,7 +24,7 @@ pub(crate) fn netcheck(found: &Netcheck) -> String {
     };
     let mut text = format!(
         "UDP:        {}\nIPv4:       {}\nIPv6:       {}\nMapping:    {}\nFiltering:  {}\n\
-         Ports:      {ports}\nHairpin:    {hairpin}\n",
+         Ports:      {ports}\nHairpin:    {hairpin}\nPort maps:  {port_mapping}\n",
         if found.udp { "yes" } else { "no" },
         address(found.ipv4),
         address(found.ipv6),
@@ -85,6 +89,7 @@ mod tests {
             port_allocation: PortAllocation::Sequential,
             delta: Some(1),
             hairpin: Some(false),
+            port_mapping: vec!["pcp".to_owned(), "upnp".to_owned()],
             relays: vec![relay(Some(20.46), Some("udp")), relay(None, None)],
         };
         assert_eq!(
@@ -96,9 +101,12 @@ mod tests {
              Filtering:  unknown\n\
              Ports:      sequential (+1)\n\
              Hairpin:    no\n\
+             Port maps:  pcp, upnp\n\
              Relays:\n  mesh://rrr@203.0.113.9:443  20.5 ms over udp\n  mesh://rrr@203.0.113.9:443  no answer\n"
         );
         found.relays.clear();
+        found.port_mapping.clear();
+        assert!(netcheck(&found).contains("Port maps:  none\n"));
         assert!(netcheck(&found).ends_with("Relays:     none configured\n"));
     }
 

@@ -177,6 +177,11 @@ impl Egress {
                     failed_dials.push(relay);
                 }
             }
+            Output::PortMap(action) => {
+                if self.outbox.port_map(action).is_err() {
+                    self.report_overflow();
+                }
+            }
             Output::Event(Event::Pong { token, answer }) => self.requests.pong(token, answer),
             Output::Event(Event::Netcheck { token, report }) => {
                 self.requests.netcheck(token, report)

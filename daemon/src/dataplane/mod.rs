@@ -28,8 +28,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mesh_core::engine::{
-    Drops, Event, HostAddress, NetcheckReport, NetworkIndex, NetworkSetup, NetworkStatus, PeerKey,
-    PongInfo, RelayAction, RelayEvent, RelayHandle,
+    Drops, Event, NetcheckReport, NetworkIndex, NetworkSetup, NetworkStatus, PeerKey, PongInfo,
+    PortMapAction, PortMapEvent, RelayAction, RelayEvent, RelayHandle,
 };
 use mesh_core::limits;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -37,6 +37,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use counters::Counters;
 
+use crate::netlink::monitor::Surroundings;
 use crate::sockets::{SendErrors, Sockets};
 use crate::tuning::Tuning;
 
@@ -89,8 +90,10 @@ pub enum Command {
         /// Sent when the device is closed.
         reply: oneshot::Sender<Result<(), String>>,
     },
-    /// The addresses of this host, at the start and after every change.
-    LocalAddresses(Vec<HostAddress>),
+    /// The addresses and gateways of this host, at the start and after every change.
+    Surroundings(Surroundings),
+    /// News of a router that maps ports.
+    PortMap(PortMapEvent),
     /// News of a relay connection.
     Relay(DialId, RelayEvent),
     /// Overlay ping.
@@ -125,6 +128,8 @@ pub enum Command {
 pub enum FromData {
     /// To be handed to [`crate::relays::RelayDialer::handle`].
     Relay(DialId, RelayAction),
+    /// To be handed to [`crate::portmap::PortMapIo::handle`].
+    PortMap(PortMapAction),
     /// Something happened. Answers to pings and netchecks are not among these: they go to who asked.
     Event(Event),
     /// The TUN device of a network is gone (somebody deleted the interface); nothing is read from it any more.
@@ -371,13 +376,13 @@ impl DataPlane {
             .await
     }
 
-    /// See [`Command::LocalAddresses`].
+    /// See [`Command::Surroundings`].
     ///
     /// # Errors
     ///
     /// [`CommandError::Stopped`] and [`CommandError::Timeout`].
-    pub async fn local_addresses(&self, addresses: Vec<HostAddress>) -> Result<(), CommandError> {
-        self.send(Command::LocalAddresses(addresses)).await
+    pub async fn surroundings(&self, surroundings: Surroundings) -> Result<(), CommandError> {
+        self.send(Command::Surroundings(surroundings)).await
     }
 
     /// Ends the data thread; wait for it with [`DataThread::join`].

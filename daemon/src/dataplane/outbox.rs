@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use mesh_core::engine::{Event, NetworkIndex, RelayAction, RelayHandle};
+use mesh_core::engine::{Event, NetworkIndex, PortMapAction, RelayAction, RelayHandle};
 use mesh_core::limits;
 use tokio::sync::mpsc;
 
@@ -68,6 +68,14 @@ impl Outbox {
                 self.dials.remove(&relay);
             }
         })
+    }
+
+    /// Passes on what the engine has to say to a router; may be lost, but for whether there is something to give back.
+    pub(crate) fn port_map(&mut self, action: PortMapAction) -> Result<(), Full> {
+        match action {
+            PortMapAction::Held(_) => self.push(FromData::PortMap(action)),
+            _ => self.push_if_room(FromData::PortMap(action)),
+        }
     }
 
     /// Passes on an event; may be lost.

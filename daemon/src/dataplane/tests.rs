@@ -6,11 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command as Program;
 
-use mesh_core::engine::{PathKind, PeerSetup};
+use mesh_core::engine::{HostAddress, PathKind, PeerSetup};
 use mesh_core::identity::{Identity, NetworkId, RelayUrl};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::*;
+use crate::netlink::monitor::Surroundings;
 use crate::relays::RelayDialer;
 use crate::sockets::Family;
 use crate::tuning::Tuning;
@@ -196,7 +197,11 @@ async fn join_by_relay(mut host: Host, peer: u8, relay: RelayUrl) -> DataPlane {
         virtual_interface: false,
         mtu: 1_500,
     };
-    handle.local_addresses(vec![address]).await.unwrap();
+    let surroundings = Surroundings {
+        addresses: vec![address],
+        gateways: Vec::new(),
+    };
+    handle.surroundings(surroundings).await.unwrap();
     handle
 }
 

@@ -23,6 +23,7 @@ use super::spare::Spares;
 use super::tun::{Read, TunInput, TunPort};
 use super::udp::UdpInput;
 use super::{Command, QuicDatagram, StatusReport};
+use crate::netlink::monitor::Surroundings;
 use crate::sockets::{Family, Sockets};
 use crate::tuning::Tuning;
 
@@ -344,10 +345,16 @@ impl Worker {
                 self.close_tun(index);
                 let _ = reply.send(Ok(()));
             }
-            Command::LocalAddresses(addresses) => {
+            Command::Surroundings(surroundings) => {
                 let [v4, v6] = FAMILIES.map(|family| self.egress.sockets.port(family));
+                let Surroundings {
+                    addresses,
+                    gateways,
+                } = surroundings;
                 self.engine.set_local_addresses(now, &addresses, v4, v6);
+                self.engine.set_gateways(now, &gateways);
             }
+            Command::PortMap(event) => self.engine.handle_port_map(now, &event),
             Command::Relay(id, event) => {
                 if self.egress.is_current(id) {
                     self.engine

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use mesh_core::engine::HostAddress;
+use mesh_core::engine::{Gateway, HostAddress};
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
@@ -18,8 +18,8 @@ use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, proto
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::links::{Link, LinkKind, parse_address, parse_link};
-use super::routes::{Action, PROTOCOL, Route, parse};
+use super::links::{Link, LinkAddress, LinkKind, parse_address, parse_link};
+use super::routes::{Action, MAIN_TABLE, PROTOCOL, Route, parse};
 use super::{Netlink, NetlinkError, hosts};
 
 /// Shortest time between two looks at the host.
@@ -44,9 +44,18 @@ const GROUPS: [MulticastGroup; 5] = [
 /// What matters about the host's connection to the world.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Snapshot {
-    addresses: Vec<HostAddress>,
+    surroundings: Surroundings,
     running: BTreeSet<u32>,
     defaults: Defaults,
+}
+
+/// What others need to know of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Addresses that peers may try.
+    pub addresses: Vec<HostAddress>,
+    /// The routers that packets of ours leave by, one for each address family at most.
+    pub gateways: Vec<Gateway>,
 }
 
 /// Default routes by what tells them apart for the kernel.
@@ -127,9 +136,9 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Waits for the next change and returns the addresses that peers may try from now on. The first call returns at
-    /// once. Dropping the future loses no change.
-    pub async fn changed(&mut self) -> Vec<HostAddress> {
+    /// Waits for the next change and returns what is true from now on. The first call returns at once. Dropping the
+    /// future loses no change.
+    pub async fn changed(&mut self) -> Surroundings {
         loop {
             if !self.due {
                 self.wait_for_cause().await;
@@ -143,10 +152,10 @@ impl Monitor {
                 Ok(snapshot) => {
                     self.due = false;
                     if self.last.as_ref() != Some(&snapshot) {
-                        let addresses = snapshot.addresses.clone();
-                        tracing::debug!(?addresses, "the network around us changed");
+                        let surroundings = snapshot.surroundings.clone();
+                        tracing::debug!(?surroundings, "the network around us changed");
                         self.last = Some(snapshot);
-                        return addresses;
+                        return surroundings;
                     }
                 }
                 Err(error) => {
@@ -268,10 +277,15 @@ impl Monitor {
             .flat_map(|(through, _)| through.iter().copied())
             .collect();
         let overlay = self.overlay.borrow_and_update().clone();
+        let defaults = self.outer_defaults();
+        let selected = hosts::select(&links, &addresses, &uplinks, &overlay);
         Ok(Snapshot {
-            addresses: hosts::select(&links, &addresses, &uplinks, &overlay),
+            surroundings: Surroundings {
+                gateways: gateways(&defaults, &addresses, &selected),
+                addresses: selected,
+            },
             running: indexes(&links, |link| link.running && link.kind == LinkKind::Real),
-            defaults: self.outer_defaults(),
+            defaults,
         })
     }
 
@@ -281,6 +295,44 @@ impl Monitor {
         defaults.retain(|_, (through, _)| through.iter().any(|link| !self.ignored.contains(link)));
         defaults
     }
+}
+
+/// The router of the best default route of each family, with the address that we have on its link. A link-local
+/// address of ours does not count: it cannot be mapped.
+fn gateways(
+    defaults: &Defaults,
+    addresses: &[LinkAddress],
+    offered: &[HostAddress],
+) -> Vec<Gateway> {
+    let best = |ipv6: bool| {
+        let mut candidates: Vec<_> = defaults
+            .iter()
+            .filter(|(key, _)| key.ipv6 == ipv6 && key.table == MAIN_TABLE)
+            .collect();
+        candidates.sort_by_key(|(key, _)| key.metric);
+        let (_, (links, gateway)) = candidates.into_iter().next()?;
+        let (interface, address) = (*links.first()?, (*gateway)?);
+        let own = addresses.iter().map(|own| (own.link, own.net));
+        let on_link = own.filter(|(link, net)| {
+            *link == interface
+                && net.addr().is_ipv6() == address.is_ipv6()
+                && offered.iter().any(|offered| offered.ip == net.addr())
+        });
+        // The one that shares a prefix with the router, if it has an address in one of ours.
+        let (_, local) = on_link
+            .min_by_key(|(_, net)| (is_unique_local(net.addr()), !net.contains(&address)))?;
+        Some(Gateway {
+            address,
+            interface,
+            local,
+        })
+    };
+    [best(false), best(true)].into_iter().flatten().collect()
+}
+
+/// RFC 4193: of no use on the internet.
+fn is_unique_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unique_local())
 }
 
 fn is_ignored(link: &Link) -> bool {

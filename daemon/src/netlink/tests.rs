@@ -313,8 +313,9 @@ fn lists_can_be_asked_for_at_the_same_time() {
 
 async fn next(monitor: &mut Monitor) -> Option<Vec<String>> {
     let changed = tokio::time::timeout(Duration::from_millis(300), monitor.changed()).await;
-    changed.ok().map(|addresses| {
-        addresses
+    changed.ok().map(|surroundings| {
+        surroundings
+            .addresses
             .iter()
             .map(|address| address.ip.to_string())
             .collect()
@@ -419,8 +420,8 @@ fn storm_of_changes_is_taken_together_and_its_end_is_not_missed() {
         let (sender, mut changes) = tokio::sync::mpsc::unbounded_channel();
         tokio::spawn(async move {
             loop {
-                let addresses = monitor.changed().await;
-                let _ = sender.send((Instant::now(), addresses.len()));
+                let surroundings = monitor.changed().await;
+                let _ = sender.send((Instant::now(), surroundings.addresses.len()));
             }
         });
         // Long enough after the first look for the next to be made at once.

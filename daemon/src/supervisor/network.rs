@@ -29,6 +29,8 @@ pub(super) struct Host {
     pub(super) netlink: Netlink,
     pub(super) data: DataPlane,
     pub(super) dialer: Arc<RelayDialer>,
+    /// True while a router holds something for us.
+    pub(super) held: watch::Receiver<bool>,
     /// Tells the monitor which addresses are ours in the overlay.
     pub(super) overlay: watch::Sender<Vec<IpNet>>,
     pub(super) notices: broadcast::Sender<Notice>,

@@ -124,6 +124,9 @@ impl Supervisor {
             network.take_down(&self.host, false).await;
             Ok(())
         };
+        if !wanted {
+            self.wait_for_router().await;
+        }
         self.publish_overlay();
         self.report_state();
         result.map_err(|reason| format!("{name}: {reason}"))?;

@@ -113,7 +113,7 @@ impl Supervisor {
                 self.report_state();
             }
             // Never comes here.
-            FromData::Relay(..) => {}
+            FromData::Relay(..) | FromData::PortMap(_) => {}
         }
     }
 

@@ -19,6 +19,7 @@ use crate::dataplane::{DataPlane, FromData, Started};
 use crate::netlink::Netlink;
 use crate::netlink::monitor::Monitor;
 use crate::netlink::routes::OwnRoute;
+use crate::portmap::PortMapIo;
 use crate::randomness;
 use crate::relays::RelayDialer;
 use crate::sockets::Sockets;
@@ -54,22 +55,26 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
         .map_err(Failure::system("start the relay client"))?;
     let dialer = Arc::new(dialer);
     let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
+    let mapper = PortMapIo::new(data.handle.clone());
+    let held = mapper.held();
     let mtus = Changes::default();
     tokio::spawn(pass_on(
         data.outputs,
         Arc::clone(&dialer),
         mtus.clone(),
+        mapper,
         events,
     ));
     let (overlay, overlay_watch) = watch::channel(Vec::new());
     let monitor = Monitor::start(overlay_watch).await?;
-    let addresses = follow_addresses(monitor, data.handle.clone()).await;
+    let addresses = follow_surroundings(monitor, data.handle.clone()).await;
     let mut supervisor = Supervisor {
         host: Host {
             state,
             netlink,
             data: data.handle,
             dialer,
+            held,
             overlay,
             notices,
         },
@@ -106,6 +111,7 @@ async fn pass_on(
     mut outputs: mpsc::Receiver<FromData>,
     dialer: Arc<RelayDialer>,
     mtus: Changes,
+    mut mapper: PortMapIo,
     events: mpsc::Sender<FromData>,
 ) {
     while let Some(output) = outputs.recv().await {
@@ -114,6 +120,7 @@ async fn pass_on(
             FromData::Event(Event::MtuChanged { network, peer, mtu }) => {
                 mtus.add(network, peer, mtu);
             }
+            FromData::PortMap(action) => mapper.handle(action),
             other => {
                 if let Err(mpsc::error::TrySendError::Closed(_)) = events.try_send(other) {
                     return;
@@ -123,21 +130,21 @@ async fn pass_on(
     }
 }
 
-/// Tells the data plane the host's addresses, now and after every change.
-async fn follow_addresses(
+/// Tells the data plane the host's addresses and gateways, now and after every change.
+async fn follow_surroundings(
     mut monitor: Monitor,
     data: DataPlane,
 ) -> watch::Receiver<Vec<mesh_core::engine::HostAddress>> {
     let first = monitor.changed().await;
-    let (sender, receiver) = watch::channel(first.clone());
-    if let Err(error) = data.local_addresses(first).await {
+    let (sender, receiver) = watch::channel(first.addresses.clone());
+    if let Err(error) = data.surroundings(first).await {
         tracing::error!(%error, "the data plane does not know this host's addresses");
     }
     tokio::spawn(async move {
         loop {
-            let addresses = monitor.changed().await;
-            sender.send_replace(addresses.clone());
-            if let Err(error) = data.local_addresses(addresses).await {
+            let surroundings = monitor.changed().await;
+            sender.send_replace(surroundings.addresses.clone());
+            if let Err(error) = data.surroundings(surroundings).await {
                 tracing::debug!(%error, "nobody to tell about the new addresses");
             }
         }

@@ -210,6 +210,11 @@ pub(super) fn netcheck(name: &str, report: &NetcheckReport) -> mesh_bus::Netchec
         },
         delta: report.profile.allocation.delta(),
         hairpin: report.profile.hairpin,
+        port_mapping: report
+            .port_mapping
+            .iter()
+            .map(|protocol| protocol.as_str().to_owned())
+            .collect(),
         relays: report
             .relays
             .iter()

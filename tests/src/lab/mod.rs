@@ -9,6 +9,7 @@
 mod delay;
 mod hygiene;
 mod kernel;
+mod miniupnpd;
 mod nat;
 mod netns;
 mod node;
@@ -22,6 +23,7 @@ mod wait;
 mod wireguard;
 
 pub use kernel::KernelWireGuard;
+pub use miniupnpd::{MiniUpnpd, Speaks};
 pub use nat::{Allocation, Behaviour, Dependence, Nat, WanInput};
 pub use netns::Namespace;
 pub use node::{Node, Output, PeerConfig, Settings, pong_path};

@@ -364,6 +364,8 @@ impl Host {
                     effects.inner.push(packet);
                 }
                 Output::Relay(handle, action) => effects.relay.push((handle, action)),
+                // The simulated routers are not told of any gateway, so nothing is asked of them.
+                Output::PortMap(_) => {}
                 Output::Event(event) => effects.events.push(event),
             }
             let outputs = effects.datagrams.len() + effects.relay.len() + effects.events.len();
