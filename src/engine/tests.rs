@@ -157,6 +157,8 @@ impl Pair {
                 Output::Datagram { .. } => {} // an opener, which dies on the way
                 Output::Packet { packet, .. } => self.hosts[at].received.push(packet),
                 Output::Relay(handle, action) => self.relay_action(at, handle, action),
+                // These hosts know of no gateway.
+                Output::PortMap(_) => {}
                 Output::Event(event) => self.hosts[at].events.push(event),
             }
         }
