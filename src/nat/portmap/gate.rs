@@ -507,12 +507,13 @@ impl Gate {
                     self.fail(now, protocol, false, out)
                 }
             }
-            (pcp::Kind::Map { .. }, None) if response.lifetime == 0 => {
-                self.given_back(now, protocol, out);
-                false
-            }
             (pcp::Kind::Map { .. }, Some(_)) if self.is_asking(protocol) => {
                 self.fail(now, protocol, false, out)
+            }
+            // A refusal too: it is what a repeated request gets if the answer to the first one was lost.
+            (pcp::Kind::Map { .. }, error) if response.lifetime == 0 || error.is_some() => {
+                self.given_back(now, protocol, out);
+                false
             }
             _ => false,
         };
@@ -535,7 +536,10 @@ impl Gate {
             Err(_) if self.is_asking(protocol) => {
                 return self.fail(now, protocol, false, out);
             }
-            Err(_) => return false,
+            Err(_) => {
+                self.given_back(now, protocol, out);
+                return false;
+            }
         };
         if let natpmp::Answer::Mapped { internal, .. } = answer
             && internal != self.port

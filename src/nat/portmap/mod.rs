@@ -216,10 +216,11 @@ impl PortMapper {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if std::mem::take(&mut self.due) {
             for gate in &mut self.gates {
-                if self.wanted {
-                    gate.start(now, &mut self.actions);
-                } else {
+                if !self.wanted {
                     self.changed |= gate.release(now, &mut self.actions);
+                } else if gate.is_over() {
+                    // One that came with its gateway meanwhile has begun already.
+                    gate.start(now, &mut self.actions);
                 }
             }
         }
