@@ -2,7 +2,7 @@
 //! carries.
 //!
 //! The same interface is served on the system bus and, peer to peer, on the control socket. Small things that a desktop
-//! or a script watches (names, states) are typed properties and signals; `status`, `netcheck` and `ping` answer with one
+//! or a script watches (names, states) are typed properties and signals; `status`, `netcheck`, `ping` and `explain` answer with one
 //! JSON document each, which is what `meshctl --json` prints: fields can be added without a new interface.
 
 mod error;
@@ -11,8 +11,8 @@ mod proxy;
 
 pub use error::{Error, ErrorKind};
 pub use model::{
-    Answer, NatBehaviour, Netcheck, Network, NetworkState, Path, PathKind, Peer, PeerState, Pong,
-    PortAllocation, RelayLatency, Reloaded, SelfInfo, Status,
+    Answer, Attempt, Explanation, Nat, NatBehaviour, Netcheck, Network, NetworkState, Path,
+    PathKind, Peer, PeerState, Pong, PortAllocation, RelayLatency, Reloaded, SelfInfo, Status,
 };
 pub use proxy::{HealthArgs, MeshProxy, NetworkChangedArgs, PeerChangedArgs};
 

@@ -162,6 +162,57 @@ pub struct Answer {
     pub via: String,
 }
 
+/// `meshctl explain --json`: why a peer is reached as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Network that the peer was found in.
+    pub network: String,
+    /// Node ID of the peer, or its WireGuard public key.
+    pub id: String,
+    /// Name of the peer.
+    pub name: String,
+    /// The way that is in use; `null` while nothing has answered.
+    pub path: Option<Path>,
+    /// Why that is the way, in one sentence.
+    pub summary: String,
+    /// What our NAT does.
+    pub own_nat: Nat,
+    /// What the peer's NAT does, as it says; `null` while it has not.
+    pub peer_nat: Option<Nat>,
+    /// What was tried to open a direct way, the newest last.
+    pub attempts: Vec<Attempt>,
+}
+
+/// What a NAT does, as far as it is known.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Nat {
+    /// How it maps.
+    pub mapping: NatBehaviour,
+    /// What it lets in.
+    pub filtering: NatBehaviour,
+    /// Which external port a new mapping gets.
+    pub port_allocation: PortAllocation,
+}
+
+/// One address of a peer that was tried.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Where probes went. For a search, with the port that answered, or 0.
+    pub target: SocketAddr,
+    /// How: `punch`, `port prediction`, and so on.
+    pub strategy: String,
+    /// Probes that were sent there.
+    pub probes: u32,
+    /// NAT mappings that they made, as far as that is known.
+    pub mappings: u32,
+    /// Whether one was answered.
+    pub answered: bool,
+    /// Seconds since it began.
+    pub age_s: f64,
+    /// Seconds to the answer, or to the end.
+    pub duration_s: f64,
+}
+
 /// `meshctl netcheck --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Netcheck {

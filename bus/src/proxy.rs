@@ -28,6 +28,9 @@ pub trait Mesh {
     /// Sends one overlay ping to a peer, named by name, ID or overlay address: a [`crate::Pong`] as JSON.
     fn ping(&self, network: &str, peer: &str, timeout_ms: u32) -> Result<String, Error>;
 
+    /// Why a peer is reached as it is, and what was tried: a [`crate::Explanation`] as JSON.
+    fn explain(&self, network: &str, peer: &str) -> Result<String, Error>;
+
     /// Measures what lies between this host and the internet: a [`crate::Netcheck`] as JSON.
     fn netcheck(&self, network: &str) -> Result<String, Error>;
 

@@ -82,6 +82,12 @@ pub(crate) enum Command {
         #[arg(long)]
         until_direct: bool,
     },
+    /// Say why a peer is reached as it is, and what was tried
+    Explain {
+        /// Name, node ID or overlay address of the peer
+        #[arg(value_name = "PEER", value_parser = peer_name)]
+        peer: String,
+    },
     /// Check what lies between this host and its relays: UDP, NAT, latencies
     Netcheck,
     /// Make meshd read its configuration again; sessions that did not change live on

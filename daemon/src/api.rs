@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use mesh_bus::{Netcheck, Pong, Reloaded, Status};
+use mesh_bus::{Explanation, Netcheck, Pong, Reloaded, Status};
 use tokio::sync::oneshot;
 
 pub use mesh_bus::ErrorKind;
@@ -45,6 +45,15 @@ pub enum Request {
         timeout: Duration,
         /// Where to; no answer in time is no error, but [`Pong::answer`] of `None`.
         reply: Reply<Pong>,
+    },
+    /// Why a peer is reached as it is.
+    Explain {
+        /// Which; all are searched for the peer if `None`.
+        network: Option<String>,
+        /// A name, a node ID, or an overlay address.
+        peer: String,
+        /// Where to.
+        reply: Reply<Explanation>,
     },
     /// Measure what lies between this host and its relays.
     Netcheck {

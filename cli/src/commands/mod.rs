@@ -1,5 +1,6 @@
 //! One file for each command: from arguments to requests to output.
 
+mod explain;
 mod generate;
 mod netcheck;
 mod ping;
@@ -53,6 +54,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             };
             ping::run(&client(&global).await?, &global, plan).await
         }
+        Command::Explain { peer } => explain::run(&client(&global).await?, &global, &peer).await,
         Command::Netcheck => netcheck::run(&client(&global).await?, &global).await,
         Command::Reload => reload::run(&client(&global).await?, &global).await,
         Command::Completion { shell } => generate::completion(shell),

@@ -18,6 +18,7 @@ pub(super) enum Verb {
     Status,
     Ping,
     Netcheck,
+    Explain,
     WireguardConfig,
     Up,
     Down,
@@ -39,7 +40,9 @@ impl Verb {
     /// The table.
     pub(super) const fn access(self) -> Access {
         match self {
-            Self::Status | Self::Ping | Self::Netcheck | Self::WireguardConfig => Access::Read,
+            Self::Status | Self::Ping | Self::Netcheck | Self::Explain | Self::WireguardConfig => {
+                Access::Read
+            }
             Self::Up | Self::Down => Access::Operate,
             Self::Reload => Access::Administer,
         }
@@ -51,6 +54,7 @@ impl Verb {
             Self::Status => "net.meshd.mesh1.status",
             Self::Ping => "net.meshd.mesh1.ping",
             Self::Netcheck => "net.meshd.mesh1.netcheck",
+            Self::Explain => "net.meshd.mesh1.explain",
             Self::WireguardConfig => "net.meshd.mesh1.wireguard-config",
             Self::Up => "net.meshd.mesh1.up",
             Self::Down => "net.meshd.mesh1.down",
@@ -64,6 +68,7 @@ impl Verb {
             Self::Status => ("see the status", ""),
             Self::Ping => ("ping", ""),
             Self::Netcheck => ("check the network", ""),
+            Self::Explain => ("see how a peer is reached", ""),
             Self::WireguardConfig => ("see the WireGuard configuration", ""),
             Self::Up => ("bring a network up", " or as a member of group meshd"),
             Self::Down => ("take a network down", " or as a member of group meshd"),
@@ -123,10 +128,11 @@ fn groups_of(uid: u32) -> Option<Vec<u32>> {
 mod tests {
     use super::*;
 
-    const VERBS: [Verb; 7] = [
+    const VERBS: [Verb; 8] = [
         Verb::Status,
         Verb::Ping,
         Verb::Netcheck,
+        Verb::Explain,
         Verb::WireguardConfig,
         Verb::Up,
         Verb::Down,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_bus::{Netcheck, NetworkState, Pong, Reloaded, Status};
+use mesh_bus::{Explanation, Netcheck, NetworkState, Pong, Reloaded, Status};
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -169,6 +169,19 @@ impl Backend {
             network,
             peer,
             timeout: wait,
+            reply,
+        })
+        .await
+    }
+
+    pub(super) async fn explain(
+        &self,
+        network: Option<String>,
+        peer: String,
+    ) -> Result<Explanation, ApiError> {
+        self.read(LOOK_TIMEOUT, |reply| Request::Explain {
+            network,
+            peer,
             reply,
         })
         .await

@@ -240,6 +240,22 @@ impl Mesh {
         json(&self.backend.ping(network, peer.to_owned(), wait).await?)
     }
 
+    /// Why a peer is reached as it is, and what was tried, as a JSON document.
+    async fn explain(
+        &self,
+        network: &str,
+        peer: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        let network = self.network(network)?;
+        bounded(peer)?;
+        self.gatekeeper
+            .check(Verb::Explain, &header, connection)
+            .await?;
+        json(&self.backend.explain(network, peer.to_owned()).await?)
+    }
+
     /// What lies between this host and its relays, as a JSON document.
     async fn netcheck(
         &self,

@@ -152,6 +152,7 @@ async fn supervise(
                 drop(reply.send(known(&network)))
             }
             Request::Ping { peer, reply, .. } => drop(reply.send(Err(ApiError::no_such(peer)))),
+            Request::Explain { peer, reply, .. } => drop(reply.send(Err(ApiError::no_such(peer)))),
             Request::Netcheck { reply, .. } => drop(reply.send(Err(ApiError::failed("no relay")))),
             Request::WireguardConfig { reply, .. } => {
                 drop(reply.send(Ok("[Interface]".to_owned())))
@@ -189,6 +190,9 @@ async fn errors_arrive_as_what_they_are() {
         Error::NoSuch(text) => assert_eq!(text, "carol"),
         other => panic!("{other:?}"),
     }
+    assert!(
+        matches!(mesh.explain("", "dora").await.unwrap_err(), Error::NoSuch(text) if text == "dora")
+    );
     assert!(
         matches!(mesh.netcheck("").await.unwrap_err(), Error::Failed(text) if text == "no relay")
     );

@@ -28,8 +28,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mesh_core::engine::{
-    Drops, Event, NetcheckReport, NetworkIndex, NetworkSetup, NetworkStatus, PeerKey, PongInfo,
-    PortMapAction, PortMapEvent, RelayAction, RelayEvent, RelayHandle,
+    Drops, Event, Explanation, NetcheckReport, NetworkIndex, NetworkSetup, NetworkStatus, PeerKey,
+    PongInfo, PortMapAction, PortMapEvent, RelayAction, RelayEvent, RelayHandle,
 };
 use mesh_core::limits;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -106,6 +106,15 @@ pub enum Command {
         timeout: Duration,
         /// The answer, `None` for none in time; dropped when too many pings are under way.
         reply: oneshot::Sender<Option<PongInfo>>,
+    },
+    /// Why a peer is reached as it is.
+    Explain {
+        /// Network of the peer.
+        network: NetworkIndex,
+        /// The peer.
+        peer: PeerKey,
+        /// The result; dropped when there is no such peer.
+        reply: oneshot::Sender<Explanation>,
     },
     /// Measure the network around us.
     Netcheck {
@@ -348,6 +357,24 @@ impl DataPlane {
             network,
             peer,
             timeout,
+            reply,
+        })
+        .await
+    }
+
+    /// See [`Command::Explain`].
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::Busy`] when the peer is just being removed.
+    pub async fn explain(
+        &self,
+        network: NetworkIndex,
+        peer: PeerKey,
+    ) -> Result<Explanation, CommandError> {
+        self.ask(limits::CONTROL_TIMEOUT, |reply| Command::Explain {
+            network,
+            peer,
             reply,
         })
         .await

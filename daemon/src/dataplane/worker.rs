@@ -373,6 +373,15 @@ impl Worker {
                         .ping(now, network, peer, token, timeout, batches);
                 }
             }
+            Command::Explain {
+                network,
+                peer,
+                reply,
+            } => {
+                if let Some(explanation) = self.engine.explain(now, network, peer) {
+                    let _ = reply.send(explanation);
+                }
+            }
             Command::Netcheck { network, reply } => {
                 if let Some(token) = self.egress.requests.add_netcheck(reply) {
                     self.engine.netcheck(now, network, token);

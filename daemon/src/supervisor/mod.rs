@@ -6,6 +6,7 @@
 
 mod cleanup;
 mod config_file;
+mod explain;
 mod mtu;
 mod names;
 mod network;

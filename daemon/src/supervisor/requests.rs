@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use mesh_bus::{Answer, Netcheck, Pong, Status};
+use mesh_bus::{Answer, Explanation, Netcheck, Pong, Status};
 use mesh_core::engine::{NetworkIndex, PeerKey};
 
 use super::network::Network;
-use super::{Supervisor, names, status, wireguard};
+use super::{Supervisor, explain, names, status, wireguard};
 use crate::api::{ApiError, Reply, Request};
 use crate::sockets::Family;
 
@@ -23,6 +23,11 @@ impl Supervisor {
                 timeout,
                 reply,
             } => self.ping(network.as_deref(), &peer, timeout, reply),
+            Request::Explain {
+                network,
+                peer,
+                reply,
+            } => self.explain(network.as_deref(), &peer, reply),
             Request::Netcheck { network, reply } => self.netcheck(network.as_deref(), reply),
             Request::WireguardConfig { network, reply } => {
                 answer(reply, self.wireguard_config(network.as_deref()).await);
@@ -166,6 +171,27 @@ impl Supervisor {
                     });
                     pong
                 }),
+            );
+        });
+    }
+
+    fn explain(&self, network: Option<&str>, peer: &str, reply: Reply<Explanation>) {
+        let found = match names::peer(&self.networks, network, peer) {
+            Ok(found) => found,
+            Err(error) => return answer(reply, Err(error)),
+        };
+        if let Err(error) = running(found.network) {
+            return answer(reply, Err(error));
+        }
+        let (index, key) = (found.network.index, found.peer.key);
+        let name = found.network.name().to_owned();
+        let data = self.host.data.clone();
+        tokio::spawn(async move {
+            let result = data.explain(index, key).await;
+            let result = result.map_err(|error| ApiError::failed(error.to_string()));
+            answer(
+                reply,
+                result.map(|found| explain::explanation(name, &key, &found)),
             );
         });
     }

@@ -126,7 +126,7 @@ fn silent_peers(network: &Network) -> Vec<mesh_bus::Peer> {
     peers
 }
 
-fn path(path: &PathStatus) -> mesh_bus::Path {
+pub(super) fn path(path: &PathStatus) -> mesh_bus::Path {
     mesh_bus::Path {
         kind: path_kind(path.kind),
         local: None,
@@ -183,6 +183,33 @@ pub(super) fn drops(report: &StatusReport) -> BTreeMap<String, u64> {
         .collect()
 }
 
+pub(super) fn mapping(mapping: Mapping) -> NatBehaviour {
+    match mapping {
+        Mapping::EndpointIndependent => NatBehaviour::EndpointIndependent,
+        Mapping::AddressDependent => NatBehaviour::AddressDependent,
+        Mapping::AddressAndPortDependent => NatBehaviour::AddressAndPortDependent,
+        Mapping::Unknown => NatBehaviour::Unknown,
+    }
+}
+
+pub(super) fn filtering(filtering: Filtering) -> NatBehaviour {
+    match filtering {
+        Filtering::EndpointIndependent => NatBehaviour::EndpointIndependent,
+        Filtering::AddressDependent => NatBehaviour::AddressDependent,
+        Filtering::AddressAndPortDependent => NatBehaviour::AddressAndPortDependent,
+        Filtering::Unknown | Filtering::NotPortDependent => NatBehaviour::Unknown,
+    }
+}
+
+pub(super) fn allocation(allocation: Allocation) -> PortAllocation {
+    match allocation {
+        Allocation::Preserving => PortAllocation::Preserving,
+        Allocation::Sequential { .. } => PortAllocation::Sequential,
+        Allocation::Random { .. } => PortAllocation::Random,
+        Allocation::Unknown => PortAllocation::Unknown,
+    }
+}
+
 /// What a netcheck of network `name` found.
 pub(super) fn netcheck(name: &str, report: &NetcheckReport) -> mesh_bus::Netcheck {
     mesh_bus::Netcheck {
@@ -190,24 +217,9 @@ pub(super) fn netcheck(name: &str, report: &NetcheckReport) -> mesh_bus::Netchec
         udp: report.udp,
         ipv4: report.ipv4,
         ipv6: report.ipv6,
-        mapping: match report.profile.mapping {
-            Mapping::EndpointIndependent => NatBehaviour::EndpointIndependent,
-            Mapping::AddressDependent => NatBehaviour::AddressDependent,
-            Mapping::AddressAndPortDependent => NatBehaviour::AddressAndPortDependent,
-            Mapping::Unknown => NatBehaviour::Unknown,
-        },
-        filtering: match report.profile.filtering {
-            Filtering::EndpointIndependent => NatBehaviour::EndpointIndependent,
-            Filtering::AddressDependent => NatBehaviour::AddressDependent,
-            Filtering::AddressAndPortDependent => NatBehaviour::AddressAndPortDependent,
-            Filtering::Unknown | Filtering::NotPortDependent => NatBehaviour::Unknown,
-        },
-        port_allocation: match report.profile.allocation {
-            Allocation::Preserving => PortAllocation::Preserving,
-            Allocation::Sequential { .. } => PortAllocation::Sequential,
-            Allocation::Random { .. } => PortAllocation::Random,
-            Allocation::Unknown => PortAllocation::Unknown,
-        },
+        mapping: mapping(report.profile.mapping),
+        filtering: filtering(report.profile.filtering),
+        port_allocation: allocation(report.profile.allocation),
         delta: report.profile.allocation.delta(),
         hairpin: report.profile.hairpin,
         port_mapping: report

@@ -1,0 +1,100 @@
+//! What `meshctl explain` shows.
+
+use mesh_bus::Nat;
+use mesh_core::engine::{Explanation, PathKind, PathStatus, PeerKey};
+use mesh_core::nat::NatProfile;
+
+use super::names::key_text;
+use super::status;
+
+/// Why a peer of `network` is reached as it is.
+pub(super) fn explanation(
+    network: String,
+    key: &PeerKey,
+    found: &Explanation,
+) -> mesh_bus::Explanation {
+    mesh_bus::Explanation {
+        network,
+        id: key_text(key),
+        name: found.name.clone(),
+        path: found.path.as_ref().map(status::path),
+        summary: summary(found),
+        own_nat: nat(&found.own),
+        peer_nat: found.peer.as_ref().map(nat),
+        attempts: found
+            .attempts
+            .iter()
+            .map(|attempt| mesh_bus::Attempt {
+                target: attempt.target,
+                strategy: attempt.strategy.as_str().to_owned(),
+                probes: attempt.probes,
+                mappings: attempt.mappings,
+                answered: attempt.answered,
+                age_s: attempt.age.as_secs_f64(),
+                duration_s: attempt.duration.as_secs_f64(),
+            })
+            .collect(),
+    }
+}
+
+fn nat(profile: &NatProfile) -> Nat {
+    Nat {
+        mapping: status::mapping(profile.mapping),
+        filtering: status::filtering(profile.filtering),
+        port_allocation: status::allocation(profile.allocation),
+    }
+}
+
+fn summary(found: &Explanation) -> String {
+    let name = &found.name;
+    let Some(path) = &found.path else {
+        return format!("{name} is not reached: {}.", found.reason);
+    };
+    let reason = found.reason;
+    match path.kind {
+        PathKind::Direct => {
+            let how = found
+                .attempts
+                .iter()
+                .rev()
+                .find(|attempt| attempt.answered && attempt.target.ip() == path.remote.ip())
+                .map(|attempt| format!(", opened by {}", attempt.strategy.as_str()))
+                .unwrap_or_default();
+            format!(
+                "{name} is reached directly at {}{how}: {reason}.",
+                path.remote
+            )
+        }
+        PathKind::Relay => format!(
+            "{name} is reached through {}: {reason}{}.",
+            relay(path),
+            obstacle(found)
+        ),
+    }
+}
+
+fn relay(path: &PathStatus) -> String {
+    match &path.relay {
+        Some(url) => format!("relay {}:{}", url.host, url.port),
+        None => "a relay".to_owned(),
+    }
+}
+
+/// What stands in the way of a direct path, as far as it is known.
+fn obstacle(found: &Explanation) -> String {
+    match found
+        .attempts
+        .iter()
+        .rev()
+        .find(|attempt| !attempt.answered)
+    {
+        None => "; no direct path has been tried yet".to_owned(),
+        Some(last) => {
+            let probes: u32 = found.attempts.iter().map(|attempt| attempt.probes).sum();
+            format!(
+                "; no direct path has answered {probes} probes, the last of them by {}",
+                last.strategy.as_str()
+            )
+        }
+    }
+}
