@@ -95,7 +95,9 @@ impl Engine {
             under_way && peer.uses(now).probes && !peer.paths.has_usable_direct(now)
         };
         let peers = self.peers.iter().map(|(_, peer)| peer).filter(calling);
-        let calls: Vec<_> = peers.map(|peer| (peer.index, peer.punching.round)).collect();
+        let calls: Vec<_> = peers
+            .map(|peer| (peer.index, peer.punching.round))
+            .collect();
         for (index, round) in calls {
             let call = CallMe {
                 round,
@@ -128,7 +130,9 @@ impl Engine {
     pub(super) fn wants_relay(&self, now: Instant, network: super::NetworkIndex) -> bool {
         self.peers_of(network).into_iter().any(|index| {
             self.peer(index).is_some_and(|peer| {
-                peer.is_active(now) && peer.node_id().is_some() && !peer.paths.has_usable_direct(now)
+                peer.is_active(now)
+                    && peer.node_id().is_some()
+                    && !peer.paths.has_usable_direct(now)
             })
         })
     }
@@ -159,7 +163,7 @@ impl Engine {
             && peer.is_active(now)
             && peer.uses(now).probes
         {
-            peer.paths.doubt_current(now);
+            peer.paths.doubt_direct(now);
         }
     }
 

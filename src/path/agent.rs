@@ -155,7 +155,10 @@ impl PathSet {
     /// What to tell the peer about its data, if that is due.
     pub(crate) fn poll_alive(&mut self, now: Instant) -> Option<Vec<Received>> {
         self.alive_due.take_if(|due| *due <= now)?;
-        let reports = self.paths.iter().filter_map(|path| path.incoming.report(now));
+        let reports = self
+            .paths
+            .iter()
+            .filter_map(|path| path.incoming.report(now));
         let reports: Vec<Received> = reports.take(limits::MAX_PATHS).collect();
         (!reports.is_empty()).then_some(reports)
     }
@@ -229,13 +232,13 @@ impl PathSet {
         self.short_lived = false;
     }
 
-    /// The peer has moved, as it seems: the direct path in use may lead nowhere now.
-    pub(crate) fn doubt_current(&mut self, now: Instant) {
-        if let Some(key @ PathKey::Direct(..)) = self.current
-            && let Some(path) = self.get_mut(key)
-            && !path.is_doubted()
-        {
-            path.doubt(now);
+    /// The peer has moved, as it seems: the direct paths to where it was may lead nowhere now.
+    pub(crate) fn doubt_direct(&mut self, now: Instant) {
+        for path in &mut self.paths {
+            if matches!(path.key, PathKey::Direct(..)) && path.is_usable(now) && !path.is_doubted()
+            {
+                path.doubt(now);
+            }
         }
     }
 
@@ -362,18 +365,29 @@ impl PathSet {
     ///
     /// A current path that is no longer usable stays when there is nothing better: what is sent on it may arrive.
     pub(crate) fn choose(&mut self, now: Instant) -> Option<Change> {
-        let usable = |path: &&Path| path.is_usable(now);
-        let best = self
-            .paths
-            .iter()
-            .filter(usable)
-            .reduce(|best, path| if is_better(path, best) { path } else { best });
+        let best = |sure: bool| {
+            let usable = |path: &&Path| path.is_usable(now) && !(sure && path.is_doubted());
+            let usable = self.paths.iter().filter(usable);
+            usable.reduce(|best, path| if is_better(path, best) { path } else { best })
+        };
+        // What something may have broken is better than nothing.
+        let best = best(true).or_else(|| best(false));
         let current = self.current();
         let (to, reason) = match (current, best) {
             (None, None) => return None,
             (None, Some(best)) => (Some(best.key), "the first path that answered"),
             (Some(current), None) if current.route().is_some() => return None,
             (Some(_), None) => (None, "the relay cannot reach it any more"),
+            (Some(current), Some(best))
+                if current.is_doubted()
+                    && !best.is_doubted()
+                    && best.key.kind() <= current.key.kind() =>
+            {
+                (
+                    Some(best.key),
+                    "it answered first after the network changed",
+                )
+            }
             (Some(current), Some(best)) if current.is_usable(now) => {
                 if current.key == best.key || !is_better(best, current) {
                     return None;
@@ -403,12 +417,7 @@ impl PathSet {
     }
 
     /// Makes a path the current one without a choice: a peer that has just one path moved.
-    pub(crate) fn set_current(
-        &mut self,
-        to: Option<PathKey>,
-        reason: &'static str,
-        now: Instant,
-    ) {
+    pub(crate) fn set_current(&mut self, to: Option<PathKey>, reason: &'static str, now: Instant) {
         if self.current == to {
             return;
         }
@@ -542,9 +551,16 @@ mod tests {
 
         let (now, change, probes) = until_change(&mut set, suspicious);
         assert_eq!(change.to, Some(relay()));
-        assert!(change.reason.contains("not acknowledged"), "{}", change.reason);
+        assert!(
+            change.reason.contains("not acknowledged"),
+            "{}",
+            change.reason
+        );
         assert!(now.since(at(1_000)) < Duration::from_millis(600), "{now:?}");
-        assert!(probes.contains(&relay()), "the relay is asked before it is needed");
+        assert!(
+            probes.contains(&relay()),
+            "the relay is asked before it is needed"
+        );
     }
 
     #[test]

@@ -324,7 +324,11 @@ mod tests {
     fn what_came_long_ago_is_not_reported() {
         let mut path = Incoming::default();
         path.received(at(0), 3, 10, 2);
-        assert_eq!(path.report(at(0)), None, "the sender has not named the path");
+        assert_eq!(
+            path.report(at(0)),
+            None,
+            "the sender has not named the path"
+        );
         path.set_path(Some(4));
         assert_eq!(path.report(at(10)).map(|received| received.count), Some(2));
         assert_eq!(path.report(at(60_000)), None);

@@ -176,10 +176,12 @@ impl Path {
             PathKey::Relay(_) => self.channel.is_some(),
             PathKey::Direct(..) => self.is_proven(now),
         };
-        let allowed = if self.doubted.is_some() { 1 } else { MAX_UNANSWERED };
-        reachable
-            && self.unanswered < allowed
-            && self.distrusted.is_none_or(|until| until <= now)
+        let allowed = if self.doubted.is_some() {
+            1
+        } else {
+            MAX_UNANSWERED
+        };
+        reachable && self.unanswered < allowed && self.distrusted.is_none_or(|until| until <= now)
     }
 
     /// True while something that happened may have broken it.
@@ -246,10 +248,14 @@ impl Path {
     /// Why it cannot be used, in words.
     fn fault(&self, now: Instant) -> &'static str {
         match self.key {
-            PathKey::Relay(_) if self.channel.is_none() => "the relay was lost, or the peer left it",
+            PathKey::Relay(_) if self.channel.is_none() => {
+                "the relay was lost, or the peer left it"
+            }
             _ if self.is_distrusted(now) => "it answered probes and lost the data",
             _ if self.is_doubted() => "it did not answer after the network changed",
-            PathKey::Direct(..) if self.proven.is_none() => "this host has no address for it any more",
+            PathKey::Direct(..) if self.proven.is_none() => {
+                "this host has no address for it any more"
+            }
             _ if self.has_failed() && self.out.waiting_since().is_some() => {
                 "data on it was not acknowledged, nor probes answered"
             }
@@ -460,7 +466,10 @@ impl Path {
             MEASURE_OTHERS
         };
         // Nothing sent, nothing measured.
-        let measure = place.data.filter(|sent| *sent > last).map(|_| last + measure);
+        let measure = place
+            .data
+            .filter(|sent| *sent > last)
+            .map(|_| last + measure);
         let suspicious = self.suspicious_at().filter(|_| place.current);
         let keepalive = place
             .keepalive

@@ -46,7 +46,9 @@ fn tier(path: &Path) -> PathKind {
 /// True if the path of a better tier is so much worse than the other that it loses its place.
 fn is_outweighed(path: &Path, other: &Path, margin: Duration, factor: u32) -> bool {
     let (cost, other) = (cost(path), cost(other));
-    path.rtt().is_some() && cost >= other.saturating_add(margin) && cost >= other.saturating_mul(factor)
+    path.rtt().is_some()
+        && cost >= other.saturating_add(margin)
+        && cost >= other.saturating_mul(factor)
 }
 
 /// True when `candidate` should take the place of `current`.

@@ -188,7 +188,9 @@ impl RelayClient {
     /// after a refusal or a replacement, which have nothing to do with the network.
     pub(crate) fn hurry(&mut self, now: Instant) {
         match self.state {
-            State::Waiting { .. } if self.failures > 0 => self.state = State::Waiting { until: now },
+            State::Waiting { .. } if self.failures > 0 => {
+                self.state = State::Waiting { until: now }
+            }
             // What was sent from where we were may never arrive; the new dial takes the place of this one.
             State::Dialling { .. } | State::Greeting { .. } => {
                 self.state = State::Waiting { until: now };
@@ -232,7 +234,10 @@ impl RelayClient {
             self.lost = Some(now);
         }
         if wanted && self.is_urgent(now) {
-            let next = self.dialled.map_or(now, |since| since + URGENT_INTERVAL).max(now);
+            let next = self
+                .dialled
+                .map_or(now, |since| since + URGENT_INTERVAL)
+                .max(now);
             self.failures = self.failures.max(1);
             return self.wait(now, next.since(now), reason);
         }

@@ -82,7 +82,7 @@ impl ReplayWindow {
     fn grow(&mut self, counter: u64) {
         let size = limits::REPLAY_WINDOWS
             .into_iter()
-            .rfind(|size| *size == limits::REPLAY_WINDOWS[0] || counter >= *size / 4)
+            .rfind(|size| *size == limits::REPLAY_WINDOWS[0] || counter >= *size / 16)
             .unwrap_or(limits::REPLAY_WINDOWS[0]);
         if size <= self.bits() {
             return;

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use mesh_tests::lab::{Internet, Lab, Namespace, Nat, Node, Pulse, Relay, Router, WanInput, within};
+use mesh_tests::lab::{
+    Internet, Lab, Namespace, Nat, Node, Pulse, Relay, Router, WanInput, within,
+};
 
 /// Longest that something which should take well under a second may take before anything is measured.
 const SOON: Duration = Duration::from_secs(20);
@@ -41,7 +43,10 @@ impl Scene {
             internet.delay(delay)?;
         }
         if kind == "relay" {
-            block(&internet, &[(&wifi, &far), (&far, &wifi), (&lte, &far), (&far, &lte)])?;
+            block(
+                &internet,
+                &[(&wifi, &far), (&far, &wifi), (&lte, &far), (&far, &lte)],
+            )?;
         }
         let relays = places
             .iter()
@@ -64,7 +69,10 @@ impl Scene {
         std::thread::sleep(Duration::from_secs(2));
         let quiet = Instant::now() - Duration::from_millis(500);
         let before = pulse.stall(quiet, Instant::now() - Duration::from_millis(200));
-        ensure!(before < Duration::from_millis(150), "a stall of {before:?} before anything happened");
+        ensure!(
+            before < Duration::from_millis(150),
+            "a stall of {before:?} before anything happened"
+        );
         Ok(Self {
             internet,
             wifi,

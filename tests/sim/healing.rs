@@ -233,7 +233,10 @@ fn a_host_that_moves_has_data_within_two_round_trips_and_a_direct_path_within_th
             scene.sim.plug(mover, next, families(after), false);
             let took = scene.until_direct_again(mover, next);
             let most = ms(150) + scene.rtt() * 3;
-            assert!(took <= most, "{before:?} to {after:?}: direct after {took:?}");
+            assert!(
+                took <= most,
+                "{before:?} to {after:?}: direct after {took:?}"
+            );
             scene.sim.run_for(secs(4));
             scene.check_since(start, limit);
         });

@@ -85,12 +85,15 @@ fn network_text(network: &Network, painter: Painter) -> String {
 /// Since when and why a peer in use is reached by a relay.
 fn relayed(peer: &Peer) -> Option<String> {
     let path = peer.path.as_ref()?;
-    let told = path.kind == PathKind::Relay
-        && peer.state == PeerState::Active
-        && !path.reason.is_empty();
+    let told =
+        path.kind == PathKind::Relay && peer.state == PeerState::Active && !path.reason.is_empty();
     told.then(|| {
         let Peer { name, .. } = peer;
-        format!("{name} is relayed for {}: {}\n", age(path.since_s), path.reason)
+        format!(
+            "{name} is relayed for {}: {}\n",
+            age(path.since_s),
+            path.reason
+        )
     })
 }
 

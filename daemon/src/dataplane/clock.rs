@@ -42,7 +42,8 @@ impl ResumeWatch {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let fd = TimerFd::new(timerfd::ClockId::CLOCK_REALTIME, flags)?;
         let never = Expiration::OneShot(TimeSpec::from_duration(Duration::from_secs(1 << 40)));
-        let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
+        let flags =
+            TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
         fd.set(never, flags)?;
         let suspended = suspended();
         Ok(Self { fd, suspended })
@@ -156,11 +157,17 @@ mod tests {
     #[test]
     fn only_time_asleep_counts_as_sleep() {
         let mut watch = ResumeWatch::new().unwrap();
-        assert!(!watch.fired(), "nothing has happened, and nothing is waited for");
+        assert!(
+            !watch.fired(),
+            "nothing has happened, and nothing is waited for"
+        );
         let before = watch.suspended;
         assert!(!watch.has_slept(before + Duration::from_millis(3)));
         assert!(watch.has_slept(before + Duration::from_secs(60)));
-        assert!(!watch.has_slept(before + Duration::from_secs(60)), "told once");
+        assert!(
+            !watch.has_slept(before + Duration::from_secs(60)),
+            "told once"
+        );
     }
 
     #[test]

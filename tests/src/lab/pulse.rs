@@ -13,7 +13,7 @@ use super::node::Node;
 use super::wait::within;
 
 /// Pause between pings.
-pub const INTERVAL: Duration = Duration::from_millis(10);
+const INTERVAL: Duration = Duration::from_millis(10);
 const PORT: u16 = 9_001;
 /// How long a socket waits, so that every thread sees that it is to end.
 const TICK: Duration = Duration::from_millis(50);
@@ -83,7 +83,10 @@ impl Pulse {
             let mut buffer = [0; 8];
             if let Ok(8) = receiver.recv(&mut buffer) {
                 let sent = start + Duration::from_nanos(u64::from_le_bytes(buffer));
-                let mut answered = shared.answered.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut answered = shared
+                    .answered
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 answered.push(sent);
             }
         });
@@ -124,19 +127,29 @@ impl Pulse {
     ///
     /// When none is within `timeout`.
     pub fn wait(&self, since: Instant, timeout: Duration) -> Result<Duration> {
-        within("a ping to be answered", timeout, || Ok(self.first(since).is_some()))?;
+        within("a ping to be answered", timeout, || {
+            Ok(self.first(since).is_some())
+        })?;
         Ok(self.first(since).unwrap_or(timeout))
     }
 
     fn first(&self, since: Instant) -> Option<Duration> {
-        let answered = self.shared.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let answered = self
+            .shared
+            .answered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let later = answered.iter().filter(|sent| **sent >= since);
         later.min().map(|sent| sent.duration_since(since))
     }
 
     /// The longest time without a ping that was answered, among those sent between the two instants.
     pub fn stall(&self, from: Instant, to: Instant) -> Duration {
-        let answered = self.shared.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let answered = self
+            .shared
+            .answered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut sent: Vec<Instant> = answered
             .iter()
             .filter(|sent| (from..to).contains(*sent))
