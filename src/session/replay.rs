@@ -134,9 +134,9 @@ mod tests {
     #[test]
     fn what_is_older_than_the_window_is_refused() {
         let mut window = ReplayWindow::new();
-        assert!(window.accept(SMALL));
-        assert!(window.accept(1));
-        assert!(!window.accept(0));
+        assert!(window.accept(LARGE + 1));
+        assert!(window.accept(2));
+        assert!(!window.accept(1));
         assert!(window.accept(u64::MAX - 1));
         assert!(!window.accept(SMALL + 1));
     }
