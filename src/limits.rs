@@ -50,8 +50,8 @@ pub const HANDSHAKES_WITH_COOKIE_PER_SECOND: u64 = 1_000;
 pub const HANDSHAKES_IN_FLIGHT: usize = 4;
 /// Answers to one peer's initiations that it has not used yet.
 pub const UNCONFIRMED_SESSIONS: usize = 4;
-/// Packets that may overtake another without its being taken for a replay: at first, after a few thousand packets, and
-/// in full use. 2^17 packets are 1.6 s at 80,000 packets/s, which is more than two paths differ.
+/// Packets that may overtake another without its being taken for a replay: at first, after some hundred packets, and
+/// after some thousand. 2^17 packets are 1.6 s at 80,000 packets/s, which is more than two paths differ.
 pub const REPLAY_WINDOWS: [u64; 3] = [1 << 10, 1 << 13, 1 << 17];
 
 /// Addresses in one list of candidates, ours or a peer's.

@@ -166,7 +166,7 @@ impl Engine {
             && peer.is_active(now)
             && peer.uses(now).probes
         {
-            peer.paths.doubt_current(now);
+            peer.paths.doubt_direct(now);
         }
     }
 

@@ -521,7 +521,7 @@ impl Engine {
             return;
         };
         match change.to {
-            Some(PathKey::Direct(..)) => {
+            Some(PathKey::Direct(..)) if peer.paths.has_usable_direct(now) => {
                 peer.punching.failed = 0;
                 peer.punching.next = None;
             }

@@ -247,13 +247,13 @@ impl PathSet {
         self.short_lived = false;
     }
 
-    /// The peer has moved, as it seems: the direct path in use may lead nowhere now.
-    pub(crate) fn doubt_current(&mut self, now: Instant) {
-        if let Some(key @ PathKey::Direct(..)) = self.current
-            && let Some(path) = self.get_mut(key)
-            && !path.is_doubted()
-        {
-            path.doubt(now);
+    /// The peer has moved, as it seems: the direct paths to where it was may lead nowhere now.
+    pub(crate) fn doubt_direct(&mut self, now: Instant) {
+        for path in &mut self.paths {
+            if matches!(path.key, PathKey::Direct(..)) && path.is_usable(now) && !path.is_doubted()
+            {
+                path.doubt(now);
+            }
         }
     }
 
@@ -411,18 +411,29 @@ impl PathSet {
     ///
     /// A current path that is no longer usable stays when there is nothing better: what is sent on it may arrive.
     pub(crate) fn choose(&mut self, now: Instant) -> Option<Change> {
-        let usable = |path: &&Path| path.is_usable(now);
-        let best = self
-            .paths
-            .iter()
-            .filter(usable)
-            .reduce(|best, path| if is_better(path, best) { path } else { best });
+        let best = |sure: bool| {
+            let usable = |path: &&Path| path.is_usable(now) && !(sure && path.is_doubted());
+            let usable = self.paths.iter().filter(usable);
+            usable.reduce(|best, path| if is_better(path, best) { path } else { best })
+        };
+        // What something may have broken is better than nothing.
+        let best = best(true).or_else(|| best(false));
         let current = self.current();
         let (to, reason) = match (current, best) {
             (None, None) => return None,
             (None, Some(best)) => (Some(best.key), "the first path that answered"),
             (Some(current), None) if current.route().is_some() => return None,
             (Some(_), None) => (None, "the relay cannot reach it any more"),
+            (Some(current), Some(best))
+                if current.is_doubted()
+                    && !best.is_doubted()
+                    && best.key.kind() <= current.key.kind() =>
+            {
+                (
+                    Some(best.key),
+                    "it answered first after the network changed",
+                )
+            }
             (Some(current), Some(best)) if current.is_usable(now) => {
                 if current.key == best.key || !is_better(best, current) {
                     return None;

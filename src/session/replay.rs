@@ -82,7 +82,7 @@ impl ReplayWindow {
     fn grow(&mut self, counter: u64) {
         let size = limits::REPLAY_WINDOWS
             .into_iter()
-            .rfind(|size| *size == limits::REPLAY_WINDOWS[0] || counter >= *size / 4)
+            .rfind(|size| *size == limits::REPLAY_WINDOWS[0] || counter >= *size / 16)
             .unwrap_or(limits::REPLAY_WINDOWS[0]);
         if size <= self.bits() {
             return;
@@ -134,9 +134,9 @@ mod tests {
     #[test]
     fn what_is_older_than_the_window_is_refused() {
         let mut window = ReplayWindow::new();
-        assert!(window.accept(SMALL));
-        assert!(window.accept(1));
-        assert!(!window.accept(0));
+        assert!(window.accept(LARGE + 1));
+        assert!(window.accept(2));
+        assert!(!window.accept(1));
         assert!(window.accept(u64::MAX - 1));
         assert!(!window.accept(SMALL + 1));
     }

@@ -13,7 +13,7 @@ use super::node::Node;
 use super::wait::within;
 
 /// Pause between pings.
-pub const INTERVAL: Duration = Duration::from_millis(10);
+const INTERVAL: Duration = Duration::from_millis(10);
 const PORT: u16 = 9_001;
 /// How long a socket waits, so that every thread sees that it is to end.
 const TICK: Duration = Duration::from_millis(50);
