@@ -11,7 +11,7 @@ AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
 
 .DEFAULT_GOAL := help
 .PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-no-cipher bench-scale bench-tools fmt lint deny setup
-.PHONY: test-instructions lint-instructions bench-micro
+.PHONY: test-instructions lint-instructions bench-micro nat-matrix nat-matrix-docs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -47,6 +47,14 @@ test-unit: ## unit tests
 
 test-sim: ## the simulator
 	$(CARGO) test --locked --release -p mesh-tests --features sim --test sim
+
+MATRIX := $(CARGO) test --locked --release -p mesh-tests --features sim --test sim -- --ignored --nocapture the_whole_matrix
+
+nat-matrix: ## every pair of NATs in the simulator, with as many seeds as chance needs; some minutes
+	$(MATRIX)
+
+nat-matrix-docs: ## the same, written to docs/nat-matrix.*
+	MATRIX_DOCS=1 $(MATRIX)
 
 # Most of these tests wait most of the time, two of them for a session to age, so more of them run than there are CPUs.
 test-lab: setup release ## the real programs in network namespaces (root); LAB="paths --nocapture" for some of them

@@ -4,6 +4,7 @@
 
 mod configuration;
 mod control;
+mod hard_nats;
 mod interop;
 mod kernel;
 mod lifecycle;
@@ -48,10 +49,15 @@ impl Pair {
 
     /// Waits until an ICMP ping from a to b is answered, and both ends have a path of this kind.
     fn settle(&self, kind: &str) -> Result<()> {
+        self.settle_within(kind, SOON)
+    }
+
+    /// As [`Self::settle`], where that may take longer.
+    fn settle_within(&self, kind: &str, limit: Duration) -> Result<()> {
         let b = self.b.overlay()?;
         mesh_tests::lab::within("a to reach b", SOON, || Ok(self.a.icmp(b, 1).is_ok()))?;
-        self.a.wait_path("b", kind, SOON)?;
-        self.b.wait_path("a", kind, SOON)?;
+        self.a.wait_path("b", kind, limit)?;
+        self.b.wait_path("a", kind, limit)?;
         Ok(())
     }
 }

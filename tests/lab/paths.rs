@@ -131,11 +131,7 @@ fn a_symmetric_nat_and_a_port_restricted_one_stay_relayed_and_carry_data() {
 }
 
 const fn modelled(mapping: Dependence, filtering: Dependence, allocation: Allocation) -> Nat {
-    Nat::Modelled(Behaviour {
-        mapping,
-        filtering,
-        allocation,
-    })
+    Nat::Modelled(Behaviour::new(mapping, filtering, allocation))
 }
 
 fn ends_direct(lab: &Lab, nat_a: Nat, nat_b: Nat) -> Result<()> {

@@ -4,7 +4,6 @@
 //! and `MESH_SIM_SEEDS=…` that many seeds of each test.
 
 mod common;
-mod expectation;
 mod memory;
 
 mod blocked;

@@ -7,10 +7,13 @@
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
-use std::ops::Range;
+use std::ops::RangeInclusive;
 
-/// External ports of a modelled NAT. Narrow, because nftables takes half a second to load a table of 64K ports.
-const PORTS: Range<u16> = 40_000..44_096;
+/// External ports of a modelled NAT unless it is [`Behaviour::whole`]: nftables takes half a second to load a table of
+/// all.
+const FEW: RangeInclusive<u16> = 40_000..=44_095;
+/// Those that real ones give out.
+const ALL: RangeInclusive<u16> = 1_024..=65_535;
 
 /// What a mapping, or a filter, depends on (RFC 4787 sections 4.1 and 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +29,7 @@ pub enum Dependence {
 /// How external ports are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allocation {
-    /// The inner port, if it lies in the range of the model (40000–44095).
+    /// The inner port, if it lies in the range of the model (40000–44095 if that is narrow); another one if it is in use.
     Preserving,
     /// One after the other.
     Sequential,
@@ -43,6 +46,10 @@ pub struct Behaviour {
     pub filtering: Dependence,
     /// Which external port a new mapping gets.
     pub allocation: Allocation,
+    /// It gives out all ports from 1024 on, as real ones do, and not just the 4,096 that load fast.
+    pub whole: bool,
+    /// Hosts behind it reach each other by external addresses.
+    pub hairpin: bool,
 }
 
 /// What a router does with the packets of its LAN.
@@ -115,9 +122,35 @@ fn firewall(input: WanInput) -> String {
 }
 
 impl Behaviour {
+    /// With few ports, and without hairpinning.
+    pub const fn new(mapping: Dependence, filtering: Dependence, allocation: Allocation) -> Self {
+        Self {
+            mapping,
+            filtering,
+            allocation,
+            whole: false,
+            hairpin: false,
+        }
+    }
+
+    /// With every port that a real one has.
+    #[must_use]
+    pub const fn whole(mut self) -> Self {
+        self.whole = true;
+        self
+    }
+
+    /// With hairpinning.
+    #[must_use]
+    pub const fn hairpin(mut self) -> Self {
+        self.hairpin = true;
+        self
+    }
+
     fn rules(self, wan: Ipv4Addr, lan: &str) -> String {
-        let (base, count) = (PORTS.start, PORTS.end - PORTS.start);
-        let identity = list(PORTS.map(|port| (port, port)));
+        let ports = if self.whole { ALL } else { FEW };
+        let (base, count) = (*ports.start(), ports.end() - ports.start() + 1);
+        let identity = list(ports.map(|port| (port, port)));
         let (key_type, key) = match self.mapping {
             Dependence::EndpointIndependent => (
                 "inet_proto . ipv4_addr . inet_service",
@@ -157,6 +190,11 @@ impl Behaviour {
             Dependence::Address => "meta mark . meta l4proto . ip saddr @adf",
             Dependence::AddressAndPort => "meta mark . meta l4proto . ip saddr . th sport @apdf",
         };
+        let (learn, pre, post) = if self.hairpin {
+            hairpin(wan, filter)
+        } else {
+            Default::default()
+        };
         let dynamic = "flags dynamic,timeout; timeout 120s; size 65536;";
         format!(
             "table ip nat {{
@@ -181,18 +219,36 @@ impl Behaviour {
                }}
                chain learn {{ type filter hook postrouting priority 90;
                  oifname wan meta l4proto {{ tcp, udp }} ip saddr {lan} jump alloc
+                 {learn}
                }}
                chain pre {{ type nat hook prerouting priority dstnat;
                  iifname wan meta l4proto {{ tcp, udp }} meta mark set th dport map @p2m
                  iifname wan meta l4proto {{ tcp, udp }} {filter} dnat ip to meta l4proto . meta mark map @in
+                 {pre}
                }}
                chain post {{ type nat hook postrouting priority srcnat;
                  oifname wan meta l4proto {{ tcp, udp }} ip saddr {lan} meta mark != 0 snat ip to {wan} : meta mark map @m2p
+                 {post}
                  oifname wan masquerade
                }}
              }}"
         )
     }
+}
+
+/// What a NAT needs beside to hairpin (RFC 4787, section 6): a packet from the LAN to an external port turns round, and
+/// comes from the sender's external address and port. For the chains `learn`, `pre` and `post`.
+fn hairpin(wan: Ipv4Addr, filter: &str) -> (String, String, String) {
+    let ours = "meta l4proto { tcp, udp }";
+    let learn = format!("iifname lan oifname lan ct status dnat {ours} jump alloc");
+    let pre = format!(
+        "iifname lan ip daddr {wan} {ours} meta mark set th dport map @p2m
+         iifname lan ip daddr {wan} {ours} meta mark != 0 {filter} dnat ip to meta l4proto . meta mark map @in"
+    );
+    let post = format!(
+        "iifname lan oifname lan ct status dnat {ours} meta mark != 0 snat ip to {wan} : meta mark map @m2p"
+    );
+    (learn, pre, post)
 }
 
 fn list(pairs: impl Iterator<Item = (u16, u16)>) -> String {

@@ -1,7 +1,8 @@
 //! An internet of namespaces: a router in the middle, sites around it.
 //!
 //! Site number n has 44.128.n.2, and 2a00:a000:n::2 when IPv6 is on, at the far end of a cable to the middle; if it is a [`Router`],
-//! its LAN is 192.168.n.0/24 and 2a00:a000:n:1::/64. The middle is routed, not bridged, so that hop counts are real: a packet with a
+//! its LAN is 192.168.n.0/24 and 2a00:a000:n:1::/64, or 100.64.n.0/24 if it is a carrier's. A router number m in a
+//! carrier's LAN has 100.64.n.m there, and its own LAN is 10.n.m.0/24, without IPv6. The middle is routed, not bridged, so that hop counts are real: a packet with a
 //! low TTL leaves the sender's NAT and dies before it reaches the other.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -30,6 +31,8 @@ pub struct Router {
     pub ns: Namespace,
     /// Its outer address.
     pub wan: Ipv4Addr,
+    /// The first three bytes of every address in its LAN.
+    lan: [u8; 3],
     site: u8,
     ipv6: bool,
     hosts: u8,
@@ -84,22 +87,35 @@ impl Internet {
     /// When it cannot be made, or the kernel refuses its ruleset.
     pub fn router(&mut self, name: &str, nat: Nat, input: WanInput) -> Result<Router> {
         let (ns, wan, site) = self.site(name)?;
-        forwarding(&ns)?;
-        ns.ip("link add lan type bridge\nlink set lan up")?;
-        ns.ip(&format!("addr add 192.168.{site}.1/24 dev lan"))?;
-        if self.ipv6 {
-            ns.ip(&format!(
-                "addr add 2a00:a000:{site:x}:1::1/64 dev lan nodad"
-            ))?;
-        }
-        ns.nft(&nat.rules(wan, &format!("192.168.{site}.0/24"), input))?;
-        Ok(Router {
+        let router = Router {
             ns,
             wan,
+            lan: [192, 168, site],
             site,
             ipv6: self.ipv6,
             hosts: 0,
-        })
+        };
+        router.set_up(nat, input)?;
+        Ok(router)
+    }
+
+    /// A carrier's router, with an empty network for its customers' routers; IPv4 alone.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made, or the kernel refuses its ruleset.
+    pub fn carrier(&mut self, name: &str, nat: Nat) -> Result<Router> {
+        let (ns, wan, site) = self.site(name)?;
+        let router = Router {
+            ns,
+            wan,
+            lan: [100, 64, site],
+            site,
+            ipv6: false,
+            hosts: 0,
+        };
+        router.set_up(nat, WanInput::Drop)?;
+        Ok(router)
     }
 
     /// Drops every UDP packet that goes straight between two sites, until [`Self::unblock`].
@@ -159,35 +175,83 @@ impl Internet {
 }
 
 impl Router {
+    /// Forwards, translates and filters from now on.
+    fn set_up(&self, nat: Nat, input: WanInput) -> Result<()> {
+        forwarding(&self.ns)?;
+        self.ns.ip("link add lan type bridge\nlink set lan up")?;
+        self.ns.ip(&format!("addr add {}/24 dev lan", self.at(1)))?;
+        if self.ipv6 {
+            let site = self.site;
+            self.ns.ip(&format!(
+                "addr add 2a00:a000:{site:x}:1::1/64 dev lan nodad"
+            ))?;
+        }
+        let lan = format!("{}/24", self.at(0));
+        self.ns.nft(&nat.rules(self.wan, &lan, input))
+    }
+
+    /// An address in the LAN.
+    fn at(&self, number: u8) -> Ipv4Addr {
+        let [a, b, c] = self.lan;
+        Ipv4Addr::new(a, b, c, number)
+    }
+
     /// A host in the LAN, with the router as its gateway.
     ///
     /// # Errors
     ///
     /// When it cannot be made.
     pub fn host(&mut self, name: &str) -> Result<(Namespace, Ipv4Addr)> {
-        self.hosts += 1;
-        let (site, host) = (self.site, self.hosts + 1);
-        let ns = Namespace::new(name)?;
-        self.ns.ip(&format!(
-            "link add host{host} type veth peer name eth0 netns {}
-             link set host{host} master lan
-             link set host{host} up",
-            ns.path()
-        ))?;
-        ns.ip(&format!(
-            "addr add 192.168.{site}.{host}/24 dev eth0
-             link set eth0 up
-             route add default via 192.168.{site}.1"
-        ))?;
-        carrier(&self.ns, "lan")?;
-        carrier(&ns, "eth0")?;
+        let (ns, own) = self.plug(name, "eth0")?;
         if self.ipv6 {
+            let (site, host) = (self.site, own.octets()[3]);
             ns.ip(&format!(
                 "addr add 2a00:a000:{site:x}:1::{host}/64 dev eth0 nodad
                  route add default via 2a00:a000:{site:x}:1::1"
             ))?;
         }
-        Ok((ns, Ipv4Addr::new(192, 168, site, host)))
+        Ok((ns, own))
+    }
+
+    /// A second router, in the LAN of this one: two NATs in a row.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made, or the kernel refuses its ruleset.
+    pub fn router(&mut self, name: &str, nat: Nat, input: WanInput) -> Result<Self> {
+        let (ns, wan) = self.plug(name, "wan")?;
+        let router = Self {
+            ns,
+            wan,
+            lan: [10, self.site, wan.octets()[3]],
+            site: self.site,
+            ipv6: false,
+            hosts: 0,
+        };
+        router.set_up(nat, input)?;
+        Ok(router)
+    }
+
+    /// A namespace on the LAN, by an interface of this name.
+    fn plug(&mut self, name: &str, interface: &str) -> Result<(Namespace, Ipv4Addr)> {
+        self.hosts += 1;
+        let host = self.hosts + 1;
+        let (gateway, own) = (self.at(1), self.at(host));
+        let ns = Namespace::new(name)?;
+        self.ns.ip(&format!(
+            "link add host{host} type veth peer name {interface} netns {}
+             link set host{host} master lan
+             link set host{host} up",
+            ns.path()
+        ))?;
+        ns.ip(&format!(
+            "addr add {own}/24 dev {interface}
+             link set {interface} up
+             route add default via {gateway}"
+        ))?;
+        carrier(&self.ns, "lan")?;
+        carrier(&ns, interface)?;
+        Ok((ns, own))
     }
 
     /// The router's outer IPv6 address, if the internet has any.
@@ -232,10 +296,19 @@ impl TwoNats {
     ///
     /// When it cannot be made.
     pub fn with_input(nat_a: Nat, nat_b: Nat, input: WanInput) -> Result<Self> {
+        Self::with_inputs((nat_a, input), (nat_b, input))
+    }
+
+    /// As [`Self::new`], with a choice of what each router does to unexpected packets.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn with_inputs(a: (Nat, WanInput), b: (Nat, WanInput)) -> Result<Self> {
         let mut internet = Internet::new(false)?;
         let (relay, relay_address) = internet.host("relay")?;
-        let mut nat_a = internet.router("nat-a", nat_a, input)?;
-        let mut nat_b = internet.router("nat-b", nat_b, input)?;
+        let mut nat_a = internet.router("nat-a", a.0, a.1)?;
+        let mut nat_b = internet.router("nat-b", b.0, b.1)?;
         let (a, _) = nat_a.host("a")?;
         let (b, _) = nat_b.host("b")?;
         Ok(Self {

@@ -153,6 +153,7 @@ pub struct Nat {
     /// Tuples taken by unsolicited packets to the router itself: our port, the sender, until when.
     taken: BTreeMap<(u16, SocketAddr), Instant>,
     previous: u16,
+    made: u64,
     rng: Rng,
 }
 
@@ -167,6 +168,7 @@ impl Nat {
             moved: BTreeMap::new(),
             taken: BTreeMap::new(),
             previous: FIRST_PORT + (rng.below(u64::from(PORTS)) as u16),
+            made: 0,
             rng,
         }
     }
@@ -190,6 +192,11 @@ impl Nat {
             .values()
             .filter(|binding| binding.expires > now)
             .count()
+    }
+
+    /// How many mappings were ever made.
+    pub fn made(&self) -> u64 {
+        self.made
     }
 
     /// A packet leaves: the source that it gets, or `None` when no port is left.
@@ -363,6 +370,7 @@ impl Nat {
             endpoints: BTreeMap::new(),
         };
         self.bindings.insert(port, binding);
+        self.made += 1;
         Some(port)
     }
 }

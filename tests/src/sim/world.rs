@@ -425,9 +425,10 @@ impl Sim {
         }
     }
 
-    fn print(&self) {
+    /// Shows the newest entries of the log, as a run does that panics; all that are kept, if `MESH_SIM_LOG` is set.
+    pub fn print(&self) {
         eprintln!(
-            "--- the run of seed {} failed at {:?}; newest entries:",
+            "--- the run of seed {} ended at {:?}; newest entries:",
             self.seed,
             self.elapsed()
         );
