@@ -10,7 +10,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || command -v sudo)
 AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-no-cipher bench-scale bench-tools fmt lint deny setup
+.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-no-cipher bench-scale bench-heal bench-tools fmt lint deny setup
 .PHONY: test-instructions lint-instructions bench-micro nat-matrix nat-matrix-docs
 
 help: ## list the targets
@@ -93,6 +93,12 @@ bench-scale: ## what a relay forwards, and what peers cost (root); SCALE="relay 
 	@$(MAKE) --no-print-directory release
 	@$(CARGO) build --release --locked -p mesh-tests --features scale --bin mesh-bench-scale
 	@$(SUDO) $(TARGET_DIR)/release/mesh-bench-scale $(SCALE)
+
+bench-heal: ## how long connections stand still when something below them breaks (root); HEAL="--runs 3 relay" for a part
+	@tests/setup.sh build demo bench
+	@$(MAKE) --no-print-directory release
+	@$(CARGO) build --release --locked -p mesh-tests --features heal --bin mesh-bench-heal
+	@$(SUDO) $(TARGET_DIR)/release/mesh-bench-heal $(HEAL)
 
 bench-micro: ## what the parts of the core cost, each alone; MICRO="seal" and other options of criterion
 	$(CARGO) bench --locked -p mesh-core --bench micro -- $(MICRO)

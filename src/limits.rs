@@ -62,8 +62,20 @@ pub const MAX_PATHS: usize = 28;
 pub const MAX_ENDPOINTS: usize = 4;
 /// Probes that wait for an answer on one path: a punch sends seven within the first second.
 pub const PROBES_IN_FLIGHT: usize = 8;
-/// Data that nothing answers for this long is reason to probe: an application may take time to reply.
-pub const MIN_SUSPICION: Duration = Duration::from_millis(400);
+/// Who receives data tells its sender so within this time, or within half a round trip if that is longer.
+pub const ALIVE_DELAY: Duration = Duration::from_millis(100);
+/// How long the last data on a path is reported: twenty alives may get lost.
+pub const ALIVE_MEMORY: Duration = Duration::from_secs(2);
+/// Bytes a second of data that is sent on a second path while the first is in doubt: 2 Mb/s, what interactive use and
+/// the retransmissions of stalled streams need.
+pub const DUPLICATE_RATE: u64 = 250_000;
+/// And how many at once, in bytes: 100 ms of that.
+pub const DUPLICATE_BURST: u64 = 25_000;
+/// How long that is done at most. By then the path has been proved, or left.
+pub const DUPLICATE_TIME: Duration = Duration::from_secs(2);
+
+/// A timeout that comes later than this shows that the process was not running: no load delays it by so much.
+pub const MAX_LATENESS: Duration = Duration::from_secs(3);
 
 /// Requests of one measurement of the NAT.
 pub const SURVEY_REQUESTS: usize = 64;

@@ -121,6 +121,9 @@ pub struct Path {
     pub mtu: u16,
     /// Seconds that it has been the way to this peer.
     pub since_s: f64,
+    /// Why it became the way to this peer, in words.
+    #[serde(default)]
+    pub reason: String,
 }
 
 /// Kinds of way to a peer.
@@ -294,7 +297,8 @@ mod tests {
                     "routes": ["192.168.50.0/24"], "state": "active",
                     "path": {
                         "kind": "direct", "local": null, "remote": "198.51.100.4:41820",
-                        "relay": null, "rtt_ms": 12.3, "mtu": 1420, "since_s": 63.0
+                        "relay": null, "rtt_ms": 12.3, "mtu": 1420, "since_s": 63.0,
+                        "reason": "a direct path answered"
                     },
                     "tx_bytes": 1, "rx_bytes": 2, "last_handshake_s": 12.0, "last_rx_s": 0.2
                 }],

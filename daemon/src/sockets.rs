@@ -309,10 +309,9 @@ impl Sockets {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use std::net::{Ipv4Addr, Ipv6Addr};
     use std::os::fd::AsRawFd;
+    use std::time::{Duration, Instant};
 
     use nix::cmsg_space;
     use nix::sys::socket::{self, ControlMessageOwned, MsgFlags, SockaddrStorage};

@@ -50,6 +50,10 @@ pub struct SendBatch {
     used: usize,
     runs: Vec<Run>,
     pending: Vec<Pending>,
+    /// Where the last message lies: header, packet, tag.
+    last: Range<usize>,
+    /// Messages that are to be copied once they are sealed, and where to.
+    copies: Vec<(Range<usize>, usize)>,
     /// Shared with the sessions, which may be gone by the time of sealing.
     keys: Vec<Arc<Key>>,
     kernel: Kernel,
@@ -63,6 +67,8 @@ impl SendBatch {
             used: 0,
             runs: Vec::with_capacity(limits::MAX_GSO_SEGMENTS),
             pending: Vec::with_capacity(AT_ONCE),
+            last: 0..0,
+            copies: Vec::new(),
             keys: Vec::new(),
             kernel,
         }
@@ -115,11 +121,31 @@ impl SendBatch {
             counter,
             key,
         });
+        self.last = self.used + frame..self.used + size;
         self.commit(route, size);
         if self.pending.len() >= AT_ONCE {
             self.seal();
         }
         true
+    }
+
+    /// Sends the last packet on another way as well: the very same message, so that the peer takes it once. Without room
+    /// it is left at one.
+    pub(crate) fn repeat(&mut self, route: Route) {
+        let frame = if route.channel.is_some() {
+            FRAME_HEADER
+        } else {
+            0
+        };
+        let size = frame + self.last.len();
+        let Some(datagram) = self.buffer[self.used..].get_mut(..size) else {
+            return;
+        };
+        if let Some(channel) = route.channel {
+            write_data_header(&mut datagram[..frame], channel);
+        }
+        self.copies.push((self.last.clone(), self.used + frame));
+        self.commit(route, size);
     }
 
     fn key(&mut self, key: &Arc<Key>) -> usize {
@@ -181,6 +207,9 @@ impl SendBatch {
         }
         self.pending.clear();
         self.keys.clear();
+        for (message, to) in self.copies.drain(..) {
+            self.buffer.copy_within(message, to);
+        }
     }
 
     /// The runs in the order in which they were put in, sealed, each with its bytes.
@@ -195,6 +224,8 @@ impl SendBatch {
     pub fn clear(&mut self) {
         self.used = 0;
         self.runs.clear();
+        self.last = 0..0;
+        self.copies.clear();
         self.pending.clear();
         self.keys.clear();
     }

@@ -254,6 +254,8 @@ pub struct PathStatus {
     pub mtu: u16,
     /// How long it has been the current path.
     pub age: Duration,
+    /// Why it became the current path, in words.
+    pub reason: &'static str,
 }
 
 /// Whether a peer is in use and answers.

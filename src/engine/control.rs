@@ -38,7 +38,14 @@ impl Engine {
                 instance,
                 reply,
             } => self.handle_hello(now, path, index, version, instance, reply),
-            Control::Probe { transaction, .. } => {
+            Control::Probe {
+                transaction,
+                path: id,
+                ..
+            } => {
+                if let Some(peer) = self.peer_mut(index) {
+                    peer.paths.named(path, id);
+                }
                 self.handle_probe(now, path, index, packet.len(), transaction)
             }
             Control::ProbeAck { transaction } => {
@@ -53,6 +60,11 @@ impl Engine {
                 self.send_control(now, index, None, &Control::Pong { token }, None);
             }
             Control::Pong { token } => self.pong(now, path, index, token),
+            Control::Alive(reports) => {
+                if let Some(peer) = self.peer_mut(index) {
+                    peer.paths.acknowledged(now, &reports);
+                }
+            }
         }
         self.service_peer(now, index, out);
     }
@@ -133,7 +145,7 @@ impl Engine {
     }
 
     /// Probes an address that the peer turned out to send from, if a direct path is wanted.
-    fn check_path(&mut self, now: Instant, index: PeerIndex, key: PathKey) {
+    pub(super) fn check_path(&mut self, now: Instant, index: PeerIndex, key: PathKey) {
         let Some(peer) = self.peer_mut(index) else {
             return;
         };

@@ -21,6 +21,7 @@ mod opening;
 mod plane;
 mod punching;
 mod relays;
+mod roaming;
 mod service;
 mod setup;
 mod spares;
@@ -105,6 +106,8 @@ pub struct Engine {
     attempt: Option<Box<Attempt>>,
     ledger: Ledger,
     traversal: Traversal,
+    /// Our addresses as peers were last told.
+    offered: Vec<SocketAddr>,
     netchecks: VecDeque<(NetworkIndex, u64)>,
     outputs: VecDeque<Output>,
     drops: Drops,
@@ -138,6 +141,7 @@ impl Engine {
             attempt: None,
             ledger: Ledger::default(),
             traversal: Traversal::default(),
+            offered: Vec::new(),
             netchecks: VecDeque::new(),
             outputs: VecDeque::new(),
             drops: Drops::default(),
@@ -159,7 +163,15 @@ impl Engine {
     }
 
     /// Does everything that is due at `now`.
+    ///
+    /// Whoever comes far too late was not running meanwhile, suspended or frozen: see [`Self::resumed`].
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Batches) {
+        if self
+            .poll_timeout()
+            .is_some_and(|due| now.since(due) > limits::MAX_LATENESS)
+        {
+            self.resumed(now);
+        }
         self.service_relays(now);
         self.service_prober(now);
         // A peer's service may arm it again for now; each gets one turn, so this ends.
@@ -229,62 +241,6 @@ impl Engine {
         self.service_prober(now);
     }
 
-    /// Tells which addresses this host has, and the ports of the mesh sockets; also after every network change.
-    pub fn set_local_addresses(
-        &mut self,
-        now: Instant,
-        host: &[HostAddress],
-        port_v4: Option<u16>,
-        port_v6: Option<u16>,
-    ) {
-        let overlay = |ip: IpAddr| self.networks.values().any(|network| network.covers(ip));
-        let mut host: Vec<HostAddress> = host
-            .iter()
-            .filter(|address| !overlay(address.ip))
-            .copied()
-            .collect();
-        host.sort();
-        host.dedup();
-        if self.host == host && self.ports == (port_v4, port_v6) {
-            return;
-        }
-        self.link_mtu = host.iter().map(|address| address.mtu).max().unwrap_or(0);
-        self.host = host;
-        self.ports = (port_v4, port_v6);
-        self.network_changed(now);
-    }
-
-    fn network_changed(&mut self, now: Instant) {
-        self.reset_prober(now);
-        self.abandon_attempt(now);
-        for relay in self.relays.values_mut() {
-            relay.hurry(now);
-            if relay.ready().is_some() {
-                // Shows the relay our new address, if it is one, and that the connection still stands.
-                let nonce = self.rng.u64();
-                let ping = crate::wire::relay::ClientMessage::Ping { nonce };
-                self.outputs
-                    .push_back(Output::Relay(relay.handle, RelayAction::Send(ping)));
-            }
-        }
-        let peers: Vec<PeerIndex> = self.peers.iter().map(|(_, peer)| peer.index).collect();
-        for index in peers {
-            let Some(peer) = self.peer_mut(index) else {
-                continue;
-            };
-            if peer.is_active(now) {
-                peer.paths.suspect_current();
-                peer.punching.failed = 0;
-                peer.punching.running = None;
-                peer.punching.next = Some(now);
-                if let Some(handshake) = &mut peer.handshake {
-                    handshake.hurry(now);
-                }
-                self.arm(now, index, Some(now));
-            }
-        }
-    }
-
     /// Our addresses for peers to try, best first.
     fn own_candidates(&self) -> Vec<SocketAddr> {
         let observed = self.relays.values().filter_map(|relay| relay.observed);
@@ -316,11 +272,11 @@ impl Engine {
         self.outputs.push_back(Output::Event(event));
     }
 
-    /// Users' packets flow: whatever follows from that is due in [`limits::MIN_SUSPICION`] at the earliest, and a look
-    /// by then finds out. So packets move no timers.
+    /// Users' packets flow: whatever follows from that is due in [`limits::ALIVE_DELAY`] at the earliest, and a look by
+    /// then finds out. So packets move no timers.
     #[inline]
     fn look_soon(&mut self, now: Instant, index: PeerIndex) {
-        let at = now + limits::MIN_SUSPICION;
+        let at = now + limits::ALIVE_DELAY;
         if self
             .peer(index)
             .is_some_and(|peer| peer.armed.is_none_or(|armed| armed > at))
@@ -340,7 +296,8 @@ impl Engine {
             .into_iter()
             .flatten()
             .min();
-        let deadline = deadline.map(|at| coalesced(now, at));
+        // What is due already is due now: a deadline in the past would look as if nobody had been here for long.
+        let deadline = deadline.map(|at| coalesced(now, at.max(now)));
         if peer.armed == deadline {
             return;
         }
@@ -362,26 +319,29 @@ impl Engine {
         message: &Control,
         ttl: Option<u8>,
     ) -> bool {
-        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+        let current = |peer: &Peer| peer.paths.current().map(|path| path.key);
+        let Some(key) = path.or_else(|| self.peer(index).and_then(current)) else {
             return false;
         };
-        let Some(network) = self.networks.get(&peer.network) else {
-            return false;
-        };
-        let key = path.or_else(|| peer.paths.current().map(|path| path.key));
-        let (Some(overlay), Some(key)) = (peer.overlay, key) else {
-            return false;
-        };
-        let packet = message.to_packet(network.overlay, overlay);
+        match self.seal_control(now, index, message) {
+            Some(sealed) => self.transmit(index, key, sealed, ttl),
+            None => false,
+        }
+    }
+
+    /// A control message as it goes to a peer; `None` without a session.
+    fn seal_control(
+        &mut self,
+        now: Instant,
+        index: PeerIndex,
+        message: &Control,
+    ) -> Option<Vec<u8>> {
+        let peer = self.peers.get_mut(index.0 as usize)?;
+        let network = self.networks.get(&peer.network)?;
+        let packet = message.to_packet(network.overlay, peer.overlay?);
         let (kernel, out) = (self.kernel, &mut self.scratch[..]);
-        let Some(length) = peer
-            .session()
-            .and_then(|session| session.seal(now, kernel, &packet, out))
-        else {
-            return false;
-        };
-        let sealed = self.scratch[..length].to_vec();
-        self.transmit(index, key, sealed, ttl)
+        let length = peer.session()?.seal(now, kernel, &packet, out)?;
+        Some(self.scratch[..length].to_vec())
     }
 }
 

@@ -115,7 +115,8 @@ impl Engine {
                 continue;
             }
             let message = &inbox.storage[start..end];
-            let fresh = counter(message).is_some_and(|counter| {
+            let number = counter(message);
+            let fresh = number.is_some_and(|counter| {
                 let peer = self.peers.get_mut(index.0 as usize);
                 peer.and_then(Peer::session)
                     .is_some_and(|keys| keys.accept(session.receiver, counter))
@@ -131,12 +132,16 @@ impl Engine {
                 continue;
             }
             match self.sort(now, index, inbox, packet) {
-                Sorted::User => arrived.user = true,
                 Sorted::Control(range) => {
                     controls[arrived.controls] = (range.start, range.end);
                     arrived.controls += 1;
                 }
-                Sorted::Dropped => {}
+                sorted => {
+                    arrived.user |= matches!(sorted, Sorted::User);
+                    // The path has carried it, whatever is thought of it here.
+                    arrived.data += 1;
+                    arrived.highest = arrived.highest.max(number.unwrap_or_default());
+                }
             }
         }
         if !arrived.any {
@@ -154,6 +159,14 @@ impl Engine {
             arrived.bytes,
             out,
         );
+        if arrived.data > 0
+            && let Some(peer) = self.peers.get_mut(index.0 as usize)
+        {
+            let (highest, count) = (arrived.highest, arrived.data);
+            peer.paths
+                .received_data(session.path, now, session.receiver, highest, count);
+            self.look_soon(now, index);
+        }
         for &(start, end) in &controls[..arrived.controls] {
             let packet = inbox.storage[start..end].to_vec();
             if let Some(header) = IpHeader::parse(&packet) {
@@ -216,6 +229,9 @@ struct Arrived {
     user: bool,
     bytes: usize,
     controls: usize,
+    /// Packets that are no control messages, and the highest counter among them.
+    data: u32,
+    highest: u64,
 }
 
 /// Opens messages in place; a bit for each that authenticates.

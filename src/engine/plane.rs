@@ -157,7 +157,6 @@ impl Engine {
                 return;
             }
         }
-        peer.paths.sent_data(now);
         self.look_soon(now, index);
     }
 
@@ -444,7 +443,7 @@ impl Engine {
                 false,
                 &mut out.send,
             ) {
-                Sealed::All => peer.paths.sent_data(now),
+                Sealed::All => {}
                 // Its sender tries again, and is told then.
                 Sealed::TooBig(_) => self.drops.too_big += 1,
                 _ => self.drops.queue_full += 1,
@@ -526,10 +525,12 @@ fn seal(
     if packet.length(0) > usize::from(route.mtu) {
         return Sealed::TooBig(route.mtu);
     }
+    let mut copies = peer.paths.copies.take();
     let sealing = peer
         .session()
         .and_then(|session| session.reserve(now, count as u64, true));
     let Some(sealing) = sealing else {
+        peer.paths.copies = copies;
         return Sealed::NoSession;
     };
     let (mut bytes, mut dropped) = (0, 0);
@@ -542,10 +543,18 @@ fn seal(
             }
         }) {
             bytes += length as u64;
+            if let Some(copies) = &mut copies
+                && copies.budget.take(now, length as u64)
+            {
+                batch.repeat(copies.route);
+            }
         } else {
             dropped += 1;
         }
     }
+    let (session, last) = (sealing.receiver, sealing.counter + count as u64 - 1);
+    peer.paths.copies = copies;
+    peer.paths.sent_data(now, session, last, count as u32);
     peer.tx_bytes += bytes;
     if dropped == 0 {
         Sealed::All

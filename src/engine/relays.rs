@@ -36,7 +36,11 @@ impl Engine {
             }
             RelayEvent::Message(message) => self.handle_relay_message(now, handle, message, out),
             RelayEvent::Closed { reason } => {
-                relay.closed(now, reason, &mut self.rng);
+                let network = relay.network;
+                let wanted = self.wants_relay(now, network);
+                if let Some(relay) = self.relays.get_mut(&handle) {
+                    relay.closed(now, reason, wanted, &mut self.rng);
+                }
                 self.relay_lost(now, handle);
             }
         }
@@ -53,11 +57,12 @@ impl Engine {
             return;
         };
         let network = relay.network;
+        relay.heard();
         match message {
             ServerMessage::Welcome {
                 observed, alt_port, ..
             } => {
-                if relay.welcomed(observed, alt_port) {
+                if relay.welcomed(now, observed, alt_port) {
                     self.relay_ready(now, network, out);
                 }
             }
@@ -70,10 +75,17 @@ impl Engine {
                 self.hang_up(now, handle);
             }
             ServerMessage::Draining => {
-                relay.closed(now, "the relay is shutting down".to_owned(), &mut self.rng);
+                let wanted = self.wants_relay(now, network);
+                let reason = "the relay is shutting down".to_owned();
+                if let Some(relay) = self.relays.get_mut(&handle) {
+                    relay.closed(now, reason, wanted, &mut self.rng);
+                }
                 self.hang_up(now, handle);
             }
-            ServerMessage::Observed { addr } => relay.observed = Some(addr),
+            ServerMessage::Observed { addr } => {
+                relay.observed = Some(addr);
+                self.update_offer(now);
+            }
             ServerMessage::Pong { .. } => {}
             ServerMessage::Received { from, packet } => {
                 // Whoever writes to us by the control stream has no channel; it takes both sides to use one.
@@ -104,7 +116,7 @@ impl Engine {
         self.networks.get(&network)?.by_key.get(&key).copied()
     }
 
-    fn tell_relay(&mut self, handle: RelayHandle, message: ClientMessage) {
+    pub(super) fn tell_relay(&mut self, handle: RelayHandle, message: ClientMessage) {
         self.outputs
             .push_back(Output::Relay(handle, RelayAction::Send(message)));
     }
@@ -155,7 +167,7 @@ impl Engine {
         self.emit(Event::HealthChanged { network });
     }
 
-    fn peers_of(&self, network: NetworkIndex) -> Vec<PeerIndex> {
+    pub(super) fn peers_of(&self, network: NetworkIndex) -> Vec<PeerIndex> {
         let network = self.networks.get(&network);
         network.map_or_else(Vec::new, |network| {
             network.by_key.values().copied().collect()
@@ -303,7 +315,15 @@ impl Engine {
             let Some(relay) = self.relays.get_mut(&handle) else {
                 continue;
             };
-            match relay.handle_timeout(now, &mut self.rng) {
+            if relay.deadline().is_none_or(|deadline| now < deadline) {
+                continue;
+            }
+            let network = relay.network;
+            let wanted = self.wants_relay(now, network);
+            let Some(relay) = self.relays.get_mut(&handle) else {
+                continue;
+            };
+            match relay.handle_timeout(now, wanted, &mut self.rng) {
                 Due::Nothing => {}
                 Due::Dial => {
                     let (network, url) = (relay.network, relay.url.clone());

@@ -12,9 +12,6 @@ use crate::session::{Context, number};
 use crate::time::Instant;
 use crate::wire::control::{Control, VERSION};
 
-/// Why the path of a stock WireGuard peer is what it is.
-const STOCK: &str = "the peer sent from there";
-
 impl Engine {
     /// Does everything that is due for one peer, and arms its next turn.
     pub(super) fn service_peer(&mut self, now: Instant, index: PeerIndex, out: &mut Batches) {
@@ -24,6 +21,7 @@ impl Engine {
         self.service_handshake(now, index);
         self.service_hello(now, index);
         self.service_paths(now, index);
+        self.service_alive(now, index);
         self.update_path(now, index, out);
         self.service_punch(now, index);
         self.service_spares(now, index);
@@ -259,7 +257,8 @@ impl Engine {
             path.prove(now);
         }
         if peer.node_id().is_none() {
-            peer.paths.set_current(Some(key), STOCK, now);
+            let reason = "the peer answered our handshake there";
+            peer.paths.set_current(Some(key), reason, now);
         }
         // Our first packet with the new keys tells the peer that its answer arrived.
         self.send_keepalive(now, index, Some(key));
@@ -305,9 +304,13 @@ impl Engine {
                 .is_none_or(|current| current.key != key)
         {
             // A stock WireGuard peer has one path: where its last authentic packet came from.
-            peer.paths.set_current(Some(key), STOCK, now);
-            let (to, reason) = (Some(key), STOCK);
+            let reason = "the peer sent from there";
+            let to = Some(key);
+            peer.paths.set_current(to, reason, now);
             self.path_changed(now, index, Change { to, reason });
+        }
+        if !proven {
+            self.heard_elsewhere(now, index, key);
         }
         if confirmed.is_some() {
             self.service_peer(now, index, out);
@@ -366,8 +369,8 @@ impl Engine {
                 && let Some(ping) = peer.pings.iter_mut().find(|ping| ping.nonce == token)
             {
                 ping.sent = sent;
-                // It left on this path: silence there is to be noticed as with data.
-                peer.paths.sent_data(now);
+                // Whether the path carries it is to be noticed as with data.
+                peer.paths.check_current(now);
             }
         }
     }
@@ -404,8 +407,15 @@ impl Engine {
         };
         let using = peer.uses(now);
         let orders = peer.paths.handle_timeout(now, using, &mut self.rng);
+        peer.paths.update_copies(now);
+        let doubtful = peer.paths.current().filter(|path| path.is_in_doubt());
+        let doubtful = doubtful.map(|path| path.key);
         for order in orders {
             self.send_probe(now, index, order.key, order.transaction);
+        }
+        // Is it the relay, or the peer behind it?
+        if let Some(PathKey::Relay(relay)) = doubtful {
+            self.ask_relay(now, relay);
         }
         self.probe_mtu(now, index);
     }
@@ -425,9 +435,16 @@ impl Engine {
         let using = peer.uses(now);
         let probes = peer.paths.mtu_probes(now, using, bounds, &mut self.rng);
         for (key, probe) in probes {
-            let probe = Control::padded_probe(probe.transaction, probe.size);
+            let id = self.path_id(index, key);
+            let probe = Control::probe(probe.transaction, id, probe.size);
             self.send_control(now, index, Some(key), &probe, None);
         }
+    }
+
+    /// By what number the peer knows a path.
+    fn path_id(&self, index: PeerIndex, key: PathKey) -> u8 {
+        let path = self.peer(index).and_then(|peer| peer.paths.get(key));
+        path.map_or(0, |path| path.id)
     }
 
     /// Tells of a change of what packets to the peer may have.
@@ -456,14 +473,35 @@ impl Engine {
         key: PathKey,
         transaction: u64,
     ) {
-        if let Some(path) = self
+        let path = self
             .peer_mut(index)
-            .and_then(|peer| peer.paths.get_mut(key))
-        {
+            .and_then(|peer| peer.paths.get_mut(key));
+        let path = path.map_or(0, |path| {
             path.probe_sent(transaction, now);
-        }
-        let probe = Control::padded_probe(transaction, 0);
+            path.id
+        });
+        let probe = Control::probe(transaction, path, 0);
         self.send_control(now, index, Some(key), &probe, None);
+    }
+
+    /// Tells the peer which of its data has arrived, if that is due. On the path in use, and on a spare one as well
+    /// while that is in doubt: the peer must not take its own paths for dead because ours is.
+    fn service_alive(&mut self, now: Instant, index: PeerIndex) {
+        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        if !peer.uses(now).probes {
+            return;
+        }
+        let Some(reports) = peer.paths.poll_alive(now) else {
+            return;
+        };
+        let spare = peer.paths.spare(now);
+        let alive = Control::Alive(reports);
+        self.send_control(now, index, None, &alive, None);
+        if let Some(key) = spare {
+            self.send_control(now, index, Some(key), &alive, None);
+        }
     }
 
     /// Chooses the peer's path anew, and sends what waited for one.
@@ -518,6 +556,7 @@ impl Engine {
             rtt: path.rtt(),
             mtu: path.mtu.effective(),
             age: now.since(peer.paths.since()),
+            reason: peer.paths.reason(),
         })
     }
 }

@@ -1,12 +1,16 @@
 //! All paths of one peer: probes them, and chooses the one that carries data.
 
+use std::net::IpAddr;
+
+use super::liveness::{Duplication, alive_delay};
 use super::mtu::{MtuBounds, MtuProbe};
-use super::scoring::is_better;
-use super::{Path, PathKey, Route};
+use super::scoring::{self, is_better};
+use super::{KEEPALIVE, Path, PathKey, Place, Route, SHORT_KEEPALIVE};
 use crate::engine::SocketId;
 use crate::limits;
 use crate::rng::Random;
 use crate::time::Instant;
+use crate::wire::control::Received;
 
 /// How a peer is used just now, as far as probing depends on it.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +28,13 @@ pub(crate) struct ProbeOrder {
     pub(crate) transaction: u64,
 }
 
+/// A second way for data while the path in use is in doubt.
+#[derive(Debug)]
+pub(crate) struct Copies {
+    pub(crate) route: Route,
+    pub(crate) budget: Duplication,
+}
+
 /// The current path became another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Change {
@@ -39,6 +50,14 @@ pub(crate) struct PathSet {
     since: Instant,
     /// Why the current path is the current one.
     reason: &'static str,
+    /// The number that the last path got.
+    last_id: u8,
+    /// When the peer has to be told what arrived.
+    alive_due: Option<Instant>,
+    /// Present while the path in use is in doubt and another one can carry copies.
+    pub(crate) copies: Option<Copies>,
+    /// An idle path was lost: its NAT forgets soon.
+    short_lived: bool,
 }
 
 impl PathSet {
@@ -70,7 +89,8 @@ impl PathSet {
                     .min_by_key(|at| self.paths[*at].created)?;
                 self.paths.remove(oldest);
             }
-            self.paths.push(Path::new(key, now));
+            let id = self.free_id();
+            self.paths.push(Path::new(key, id, now));
         }
         self.get_mut(key)
     }
@@ -85,6 +105,15 @@ impl PathSet {
             self.paths.retain(|path| !own(path));
         }
         any
+    }
+
+    fn free_id(&mut self) -> u8 {
+        loop {
+            self.last_id = self.last_id.wrapping_add(1);
+            if self.last_id != 0 && !self.paths.iter().any(|path| path.id == self.last_id) {
+                return self.last_id;
+            }
+        }
     }
 
     pub(crate) fn current(&self) -> Option<&Path> {
@@ -107,20 +136,76 @@ impl PathSet {
         self.current()?.route()
     }
 
-    /// Data was sent on the current path.
+    /// Data was sent on the current path: so many packets of a session (the peer's number of it), the last of them
+    /// with this counter.
     #[inline]
-    pub(crate) fn sent_data(&mut self, now: Instant) {
+    pub(crate) fn sent_data(&mut self, now: Instant, session: u32, counter: u64, count: u32) {
         if let Some(key) = self.current
             && let Some(path) = self.get_mut(key)
         {
-            path.sent_data(now);
+            path.sent_data(now, session, counter, count);
         }
     }
 
-    pub(crate) fn has_usable_direct(&self, now: Instant) -> bool {
-        self.paths
+    /// Data arrived on a path: the peer is to be told.
+    #[inline]
+    pub(crate) fn received_data(
+        &mut self,
+        arrival: PathKey,
+        now: Instant,
+        session: u32,
+        highest: u64,
+        count: u32,
+    ) {
+        if let Some(path) = self.get_mut(arrival) {
+            path.incoming.received(now, session, highest, count);
+        }
+        if self.alive_due.is_none() {
+            let rtt = self.current().and_then(Path::rtt).unwrap_or_default();
+            self.alive_due = Some(now + alive_delay(rtt));
+        }
+    }
+
+    /// What to tell the peer about its data, if that is due.
+    pub(crate) fn poll_alive(&mut self, now: Instant) -> Option<Vec<Received>> {
+        self.alive_due.take_if(|due| *due <= now)?;
+        let reports = self
+            .paths
             .iter()
-            .any(|path| matches!(path.key, PathKey::Direct(..)) && path.is_usable(now))
+            .filter_map(|path| path.incoming.report(now));
+        let reports: Vec<Received> = reports.take(limits::MAX_PATHS).collect();
+        (!reports.is_empty()).then_some(reports)
+    }
+
+    /// The peer tells about our data.
+    pub(crate) fn acknowledged(&mut self, now: Instant, reports: &[Received]) {
+        for received in reports {
+            let named = |path: &&mut Path| path.id == received.path;
+            if let Some(path) = self.paths.iter_mut().find(named) {
+                path.acknowledged(now, received);
+            }
+        }
+    }
+
+    /// The peer's probe names the path that it came by; 0 names none.
+    pub(crate) fn named(&mut self, arrival: PathKey, id: u8) {
+        if id == 0 {
+            return; // sent by way of trial, before there was a path
+        }
+        for path in &mut self.paths {
+            if path.key == arrival {
+                path.incoming.set_path(Some(id));
+            } else if path.incoming.path() == Some(id) {
+                path.incoming.set_path(None); // it comes by another way now
+            }
+        }
+    }
+
+    /// True if a direct path works as far as is known.
+    pub(crate) fn has_usable_direct(&self, now: Instant) -> bool {
+        self.paths.iter().any(|path| {
+            matches!(path.key, PathKey::Direct(..)) && path.is_usable(now) && !path.is_doubted()
+        })
     }
 
     /// True when some relay carries packets to the peer.
@@ -150,12 +235,66 @@ impl PathSet {
             .find_map(|path| path.probe_answered(transaction, now).then_some(path.key))
     }
 
-    /// The network changed: the path in use may lead nowhere now.
-    pub(crate) fn suspect_current(&mut self) {
+    /// The network changed: every path may lead nowhere now. Those for which there is no address of ours any more do.
+    pub(crate) fn doubt_all(&mut self, now: Instant, reachable: impl Fn(IpAddr) -> bool) {
+        for path in &mut self.paths {
+            match path.key {
+                PathKey::Direct(_, remote) if !reachable(remote.ip()) => path.cut_off(),
+                PathKey::Direct(..) if path.proven.is_none() => {}
+                _ => path.doubt(now),
+            }
+        }
+        self.short_lived = false;
+    }
+
+    /// The peer has moved, as it seems: the direct path in use may lead nowhere now.
+    pub(crate) fn doubt_current(&mut self, now: Instant) {
+        if let Some(key @ PathKey::Direct(..)) = self.current
+            && let Some(path) = self.get_mut(key)
+            && !path.is_doubted()
+        {
+            path.doubt(now);
+        }
+    }
+
+    /// Something was sent on the path in use of which the peer will not tell: ask the path itself.
+    pub(crate) fn check_current(&mut self, now: Instant) {
         if let Some(key) = self.current
             && let Some(path) = self.get_mut(key)
         {
-            path.suspect();
+            path.check_at = Some(now);
+        }
+    }
+
+    /// The best path beside the one in use, if that is in doubt. What may have broken one direct path may have broken
+    /// them all: then it is a relay.
+    pub(crate) fn spare(&self, now: Instant) -> Option<PathKey> {
+        let current = self.current().filter(|path| path.is_in_doubt())?;
+        let spare = |path: &&Path| {
+            let relayed = matches!(path.key, PathKey::Relay(_));
+            let other_way = relayed || matches!(current.key, PathKey::Relay(_));
+            path.key != current.key && other_way && path.is_usable(now)
+        };
+        let spares = self.paths.iter().filter(spare);
+        let best = spares.reduce(|best, path| if is_better(path, best) { path } else { best });
+        best.map(|path| path.key)
+    }
+
+    /// Begins and ends sending data twice.
+    pub(crate) fn update_copies(&mut self, now: Instant) {
+        if !self.current().is_some_and(Path::is_in_doubt) {
+            self.copies = None;
+            return;
+        }
+        let spare = self.spare(now).and_then(|key| self.get(key)?.route());
+        match (spare, &mut self.copies) {
+            (Some(route), Some(copies)) => copies.route = route,
+            (Some(route), copies) => {
+                let budget = Duplication::new(now);
+                *copies = Some(Copies { route, budget });
+            }
+            // What is used up of the budget stays used up.
+            (None, _) => {}
         }
     }
 
@@ -178,19 +317,37 @@ impl PathSet {
         using.probes && (using.active || !self.has_relay() || self.current.is_some_and(costly))
     }
 
+    fn place(&self, key: PathKey, keeps_alive: bool) -> Place {
+        let interval = if self.short_lived {
+            SHORT_KEEPALIVE
+        } else {
+            KEEPALIVE
+        };
+        Place {
+            current: self.current == Some(key),
+            keepalive: keeps_alive.then_some(interval),
+            data: self.current().and_then(|path| path.out.last_sent()),
+        }
+    }
+
+    /// When the path is to be probed next, if it is to be probed at all.
+    fn probe_due(&self, path: &Path, using: Use) -> Option<Instant> {
+        let keepalive = self.keeps_alive(using);
+        let place = self.place(path.key, keepalive);
+        if !using.probes || !(using.active || keepalive && place.current) {
+            return None;
+        }
+        path.next_probe(place)
+    }
+
     /// When [`Self::handle_timeout`] has to run.
     pub(crate) fn deadline(&self, using: Use) -> Option<Instant> {
-        let keepalive = self.keeps_alive(using);
         let due = |path: &Path| {
-            let current = self.current == Some(path.key);
-            let probe = if using.probes && (using.active || keepalive && current) {
-                path.next_probe(current, keepalive && current)
-            } else {
-                None
-            };
+            let probe = self.probe_due(path, using);
             [path.probe_deadline(), probe].into_iter().flatten().min()
         };
-        self.paths.iter().filter_map(due).min()
+        let alive = self.alive_due.filter(|_| using.probes);
+        self.paths.iter().filter_map(due).chain(alive).min()
     }
 
     /// Gives up overdue probes and orders those that are due.
@@ -200,21 +357,21 @@ impl PathSet {
         using: Use,
         rng: &mut Random,
     ) -> Vec<ProbeOrder> {
-        let keepalive = self.keeps_alive(using);
-        let mut orders = Vec::new();
         for path in &mut self.paths {
             path.expire_probes(now);
-            let current = self.current == Some(path.key);
-            if !using.probes || !(using.active || keepalive && current) {
-                continue;
+            if self.current == Some(path.key) && path.is_suspicious(now) {
+                path.mtu.doubt(now);
             }
-            if path
-                .next_probe(current, keepalive && current)
-                .is_some_and(|due| due <= now)
-            {
-                if current && path.is_suspicious(now) {
-                    path.mtu.doubt(now);
-                }
+        }
+        let current_fails = self
+            .current()
+            .is_some_and(|path| path.unanswered == 1 && path.is_in_doubt());
+        let mut orders = Vec::new();
+        for path in &self.paths {
+            let due = self.probe_due(path, using).is_some_and(|due| due <= now);
+            // Somewhere the data has to go: find out where it can.
+            let spare = current_fails && using.probes && path.is_spare(now);
+            if due || spare {
                 orders.push(ProbeOrder {
                     key: path.key,
                     transaction: rng.u64(),
@@ -263,40 +420,52 @@ impl PathSet {
         let current = self.current();
         let (to, reason) = match (current, best) {
             (None, None) => return None,
-            (None, Some(best)) => (Some(best.key), "first path that answers"),
+            (None, Some(best)) => (Some(best.key), "the first path that answered"),
             (Some(current), None) if current.route().is_some() => return None,
-            (Some(_), None) => (None, "the relay cannot reach it"),
+            (Some(_), None) => (None, "the relay cannot reach it any more"),
             (Some(current), Some(best)) if current.is_usable(now) => {
                 if current.key == best.key || !is_better(best, current) {
                     return None;
                 }
-                (Some(best.key), "a better path answered")
+                (Some(best.key), scoring::advantage(best, current))
             }
-            (Some(current), Some(best)) => {
-                let failed = current.has_failed();
-                let reason = if failed {
-                    "the path stopped answering"
-                } else {
-                    "the path was not confirmed lately"
-                };
-                (Some(best.key), reason)
-            }
+            (Some(current), Some(best)) => (Some(best.key), current.fault(now)),
         };
+        self.learn_lifetime(now);
         self.set_current(to, reason, now);
         Some(Change { to, reason })
     }
 
+    /// A direct path that fails after a pause was forgotten by a NAT, most likely.
+    fn learn_lifetime(&mut self, now: Instant) {
+        let silent = |path: &Path| {
+            let heard = path.last_rx.max(path.proven).unwrap_or(path.created);
+            now.since(heard) >= SHORT_KEEPALIVE && !path.is_doubted()
+        };
+        if let Some(current) = self.current()
+            && matches!(current.key, PathKey::Direct(..))
+            && current.has_failed()
+            && silent(current)
+        {
+            self.short_lived = true;
+        }
+    }
+
     /// Makes a path the current one without a choice: a peer that has just one path moved.
     pub(crate) fn set_current(&mut self, to: Option<PathKey>, reason: &'static str, now: Instant) {
-        if self.current != to {
-            self.since = now;
-            self.reason = reason;
-            let before = self.current().map(|path| path.mtu.effective());
-            if let (Some(before), Some(path)) = (before, to.and_then(|to| self.get_mut(to))) {
-                path.mtu.inherit(before);
-            }
+        if self.current == to {
+            return;
         }
+        let before = self.current().map(|path| path.mtu.effective());
+        self.since = now;
+        self.reason = reason;
         self.current = to;
+        self.copies = None;
+        if let Some(path) = to.and_then(|key| self.get_mut(key)) {
+            // What the new one lost when it was last in use is no news.
+            path.out.forget();
+            path.mtu.inherit(before.unwrap_or_default());
+        }
     }
 }
 
@@ -379,35 +548,125 @@ mod tests {
         assert_eq!(set.choose(at(30)).unwrap().to, Some(direct(3)));
     }
 
-    #[test]
-    fn data_that_nothing_answers_is_probed_and_then_leaves_the_path() {
-        let mut set = relayed();
+    /// Lets time pass until the path changes; returns when, to what, and the probes of each path until then.
+    fn until_change(set: &mut PathSet, from: Instant) -> (Instant, Change, Vec<PathKey>) {
         let mut rng = Random::from_seed([0; 32]);
+        let (mut now, mut probes) = (from, Vec::new());
+        loop {
+            now = set.deadline(USED).unwrap().max(now);
+            assert!(now.since(from) < Duration::from_secs(5));
+            for order in set.handle_timeout(now, USED, &mut rng) {
+                let path = set.get_mut(order.key).unwrap();
+                path.probe_sent(order.transaction, now);
+                probes.push(order.key);
+                if matches!(order.key, PathKey::Relay(_)) {
+                    set.probe_answered(order.key, order.transaction, now);
+                }
+            }
+            set.update_copies(now);
+            if let Some(change) = set.choose(now) {
+                return (now, change, probes);
+            }
+        }
+    }
+
+    #[test]
+    fn data_that_nobody_acknowledges_is_probed_then_copied_and_then_leaves_the_path() {
+        let mut set = relayed();
         prove(&mut set, direct(1), 10, at(0));
         set.choose(at(0));
-        set.sent_data(at(1_000));
-        let mut now = at(1_000);
-        let mut probes = 0;
-        let change = loop {
-            now = set.deadline(USED).unwrap().max(now);
-            for order in set.handle_timeout(now, USED, &mut rng) {
-                assert_eq!(order.key, direct(1));
-                set.get_mut(order.key)
-                    .unwrap()
-                    .probe_sent(order.transaction, now);
-                probes += 1;
-            }
-            if let Some(change) = set.choose(now) {
-                break change;
+        set.sent_data(at(1_000), 1, 5, 1);
+        let mut rng = Random::from_seed([0; 32]);
+        let suspicious = at(1_000 + 10 + 2 * 100);
+        assert_eq!(set.deadline(USED), Some(suspicious));
+        let orders = set.handle_timeout(suspicious, USED, &mut rng);
+        assert_eq!(orders.len(), 1, "the path itself is asked first");
+        let path = set.get_mut(direct(1)).unwrap();
+        path.probe_sent(orders[0].transaction, suspicious);
+        set.update_copies(suspicious);
+        assert!(set.copies.is_none());
+
+        let (now, change, probes) = until_change(&mut set, suspicious);
+        assert_eq!(change.to, Some(relay()));
+        assert!(
+            change.reason.contains("not acknowledged"),
+            "{}",
+            change.reason
+        );
+        assert!(now.since(at(1_000)) < Duration::from_millis(600), "{now:?}");
+        assert!(
+            probes.contains(&relay()),
+            "the relay is asked before it is needed"
+        );
+    }
+
+    #[test]
+    fn a_path_in_doubt_has_its_data_copied_to_the_relay() {
+        let mut set = relayed();
+        prove(&mut set, direct(1), 10, at(0));
+        set.choose(at(0));
+        set.doubt_all(at(10), |_| true);
+        set.update_copies(at(10));
+        assert_eq!(set.copies.as_ref().unwrap().route.channel, Some(7));
+        let path = set.get_mut(direct(1)).unwrap();
+        path.probe_sent(9, at(10));
+        assert!(set.probe_answered(direct(1), 9, at(20)).is_some());
+        set.update_copies(at(20));
+        assert!(set.copies.is_none());
+        assert_eq!(set.choose(at(20)), None);
+    }
+
+    #[test]
+    fn what_is_heard_of_one_path_clears_no_other() {
+        let mut set = relayed();
+        prove(&mut set, direct(1), 10, at(0));
+        set.choose(at(0));
+        set.sent_data(at(1_000), 1, 5, 1);
+        let report = |set: &PathSet, key| Received {
+            path: set.get(key).unwrap().id,
+            session: 1,
+            highest: 9,
+            count: 9,
+        };
+        let other = report(&set, relay());
+        set.acknowledged(at(1_050), &[other]);
+        set.get_mut(direct(1)).unwrap().received(at(1_060), 100);
+        assert_eq!(set.deadline(USED), Some(at(1_210)));
+        let own = report(&set, direct(1));
+        set.acknowledged(at(1_070), &[own]);
+        assert!(set.deadline(USED) > Some(at(1_210)));
+    }
+
+    #[test]
+    fn paths_of_a_family_without_address_go_at_once() {
+        let mut set = relayed();
+        prove(&mut set, direct(1), 10, at(0));
+        set.choose(at(0));
+        set.doubt_all(at(10), |ip| ip.is_ipv6());
+        let change = set.choose(at(10)).unwrap();
+        assert_eq!(change.to, Some(relay()));
+        assert_eq!(change.reason, "this host has no address for it any more");
+    }
+
+    #[test]
+    fn a_path_that_gets_much_slower_than_the_relay_loses_its_place_and_gets_it_back() {
+        let mut set = relayed();
+        prove(&mut set, direct(1), 10, at(0));
+        set.choose(at(0));
+        let slow = |set: &mut PathSet, rtt: u64, count: u32| {
+            for _ in 0..count {
+                let path = set.get_mut(direct(1)).unwrap();
+                path.measured(Duration::from_millis(rtt));
             }
         };
-        assert_eq!(change.to, Some(relay()));
-        assert_eq!(probes, 3);
-        assert!(
-            now.since(at(1_000)) < Duration::from_secs(1),
-            "{:?}",
-            now.since(at(1_000))
-        );
+        slow(&mut set, 110, 20);
+        assert_eq!(set.choose(at(10)), None, "by a wide margin only");
+        slow(&mut set, 300, 20);
+        assert_eq!(set.choose(at(20)).unwrap().to, Some(relay()));
+        slow(&mut set, 75, 20);
+        assert_eq!(set.choose(at(30)), None, "and not back for a little");
+        slow(&mut set, 20, 20);
+        assert_eq!(set.choose(at(40)).unwrap().to, Some(direct(1)));
     }
 
     #[test]

@@ -1,21 +1,25 @@
 //! The ways to one peer: which are known, which are proven, and which one carries data.
 //!
 //! A path is *usable* when our own probe on it was answered lately (proof in both directions). A handshake counts as a
-//! probe. Anything else that arrives on a path only makes it a candidate to be probed.
+//! probe. Anything else that arrives on a path only makes it a candidate to be probed. That it carries data is shown by
+//! the peer's alives, see [`liveness`]; a path in use whose data is not acknowledged is probed, and left if that fails.
 
 pub(crate) mod agent;
 pub(crate) mod candidates;
+pub(crate) mod liveness;
 pub(crate) mod mtu;
 pub(crate) mod scoring;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use self::liveness::{Incoming, Outgoing, alive_delay};
 use self::mtu::{MtuBounds, MtuProbe, PathMtu};
 use crate::engine::{PathKind, RelayHandle, SocketId};
 use crate::limits;
 use crate::rng::Random;
 use crate::time::Instant;
+use crate::wire::control::Received;
 
 /// Names a path of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,12 +62,16 @@ pub(crate) struct Route {
 struct PendingProbe {
     transaction: u64,
     sent: Instant,
+    /// It counts as unanswered. A late answer is one all the same: the path has become slow.
+    overdue: bool,
 }
 
 /// One path.
 #[derive(Debug)]
 pub(crate) struct Path {
     pub(crate) key: PathKey,
+    /// Our number of it, which our probes carry; never 0.
+    pub(crate) id: u8,
     /// For a relay path, once the relay has opened a channel.
     channel: Option<(SocketAddr, u32)>,
     channel_asked: Option<Instant>,
@@ -71,10 +79,19 @@ pub(crate) struct Path {
     /// When our own probe, or handshake, was last answered on it.
     proven: Option<Instant>,
     last_rx: Option<Instant>,
-    /// When data was first sent on it since something was received on it.
-    waiting_since: Option<Instant>,
+    /// What became of our data on it, and what data of the peer's came by it.
+    out: Outgoing,
+    incoming: Incoming,
+    /// Since when something that happened may have broken it, until it has answered again.
+    doubted: Option<Instant>,
+    /// It answers probes and loses data: not to be used before this.
+    distrusted: Option<Instant>,
+    /// How often that happened.
+    swallowed: u32,
     probes: [Option<PendingProbe>; limits::PROBES_IN_FLIGHT],
     last_probe: Option<Instant>,
+    /// A probe is wanted then.
+    check_at: Option<Instant>,
     /// Probes in a row that were not answered in time.
     unanswered: u32,
     /// Bytes sent to and received from an address that has proved nothing yet.
@@ -90,6 +107,11 @@ pub(crate) struct Path {
 pub(crate) const TRUST: Duration = Duration::from_secs(32);
 /// Interval of probes on the path in use: well below the 30 s after which common NATs forget a mapping.
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
+/// And after a path was lost while it was idle: some NATs forget in 10 s.
+pub(crate) const SHORT_KEEPALIVE: Duration = Duration::from_secs(8);
+/// A path that carries data is measured this often, and those that could take its place less often.
+const MEASURE_CURRENT: Duration = Duration::from_secs(5);
+const MEASURE_OTHERS: Duration = Duration::from_secs(15);
 /// A probe is given up after 1.5 round trips, but not before this.
 const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(100);
 /// And after this on a path that was never measured: two satellite hops there and back.
@@ -98,8 +120,14 @@ const FIRST_PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 const DEFAULT_RTT: Duration = Duration::from_millis(250);
 /// Probes in a row without an answer that make a path unusable.
 const MAX_UNANSWERED: u32 = 3;
-/// A failed path that nothing can replace is tried again this often.
+/// A failed path is tried again after this; one that was left, after twice as long each time up to [`MAX_RETRY`].
 const FAILED_INTERVAL: Duration = Duration::from_secs(1);
+/// See [`FAILED_INTERVAL`].
+const MAX_RETRY: Duration = Duration::from_secs(30);
+/// A path that answers probes and loses data is not trusted for this long, doubled each time up to [`MAX_DISTRUST`].
+const DISTRUST: Duration = Duration::from_secs(30);
+/// See [`DISTRUST`].
+const MAX_DISTRUST: Duration = Duration::from_secs(600);
 /// A relay that has no channel to a peer is asked again after this: the peer may have come.
 const CHANNEL_INTERVAL: Duration = Duration::from_secs(5);
 /// And after this while a handshake waits for it.
@@ -108,17 +136,23 @@ const URGENT_CHANNEL_INTERVAL: Duration = Duration::from_millis(200);
 const AMPLIFICATION: usize = 3;
 
 impl Path {
-    fn new(key: PathKey, now: Instant) -> Self {
+    fn new(key: PathKey, id: u8, now: Instant) -> Self {
         Self {
             key,
+            id,
             channel: None,
             channel_asked: None,
             rtt: None,
             proven: None,
             last_rx: None,
-            waiting_since: None,
+            out: Outgoing::default(),
+            incoming: Incoming::default(),
+            doubted: None,
+            distrusted: None,
+            swallowed: 0,
             probes: [None; limits::PROBES_IN_FLIGHT],
             last_probe: None,
+            check_at: None,
             unanswered: 0,
             unproven_tx: 0,
             unproven_rx: 0,
@@ -160,11 +194,34 @@ impl Path {
     }
 
     /// True when data may be sent on it.
+    ///
+    /// One probe without an answer is enough on a path that something may have broken, else it takes three.
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
-        match self.key {
-            PathKey::Relay(_) => self.channel.is_some() && self.unanswered < MAX_UNANSWERED,
-            PathKey::Direct(..) => self.is_proven(now) && self.unanswered < MAX_UNANSWERED,
-        }
+        let reachable = match self.key {
+            PathKey::Relay(_) => self.channel.is_some(),
+            PathKey::Direct(..) => self.is_proven(now),
+        };
+        let allowed = if self.doubted.is_some() {
+            1
+        } else {
+            MAX_UNANSWERED
+        };
+        reachable && self.unanswered < allowed && self.distrusted.is_none_or(|until| until <= now)
+    }
+
+    /// True while something that happened may have broken it.
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.doubted.is_some()
+    }
+
+    /// True if it answers probes and loses data, as far as is known.
+    pub(crate) fn is_distrusted(&self, now: Instant) -> bool {
+        self.distrusted.is_some_and(|until| until > now)
+    }
+
+    /// Data on it is not acknowledged, and a probe that asked about it not answered; or it is doubted.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.doubted.is_some() || self.unanswered > 0 && self.out.waiting_since().is_some()
     }
 
     pub(crate) fn is_proven(&self, now: Instant) -> bool {
@@ -178,18 +235,59 @@ impl Path {
     pub(crate) fn set_channel(&mut self, channel: Option<(SocketAddr, u32)>) {
         self.channel = channel;
         self.unanswered = 0;
-        self.waiting_since = None;
+        self.out.forget();
     }
 
-    /// Something happened that may have broken it: probe it at once.
-    pub(crate) fn suspect(&mut self) {
+    /// Something happened that may have broken it: it is probed at once.
+    pub(crate) fn doubt(&mut self, now: Instant) {
+        self.doubted = Some(now);
         self.mtu.restart();
-        self.unanswered = self.unanswered.max(1);
+        self.unanswered = 0;
+    }
+
+    /// It leads nowhere any more, as far as this host knows.
+    fn cut_off(&mut self) {
+        self.proven = None;
+        self.unanswered = MAX_UNANSWERED;
     }
 
     /// The peer has forgotten it: it has to be proved again.
     pub(crate) fn forget_proof(&mut self) {
         self.proven = None;
+    }
+
+    /// True if data may soon have to go there.
+    fn is_spare(&self, now: Instant) -> bool {
+        let works = match self.key {
+            PathKey::Relay(_) => self.channel.is_some(),
+            PathKey::Direct(..) => self.is_proven(now),
+        };
+        let lately = |last: Instant| now.since(last) < self.probe_timeout();
+        works && !self.last_probe.is_some_and(lately)
+    }
+
+    pub(crate) fn was_probed_lately(&self, now: Instant) -> bool {
+        self.last_probe
+            .is_some_and(|last| now.since(last) < FAILED_INTERVAL)
+    }
+
+    /// Why it cannot be used, in words.
+    fn fault(&self, now: Instant) -> &'static str {
+        match self.key {
+            PathKey::Relay(_) if self.channel.is_none() => {
+                "the relay was lost, or the peer left it"
+            }
+            _ if self.is_distrusted(now) => "it answered probes and lost the data",
+            _ if self.is_doubted() => "it did not answer after the network changed",
+            PathKey::Direct(..) if self.proven.is_none() => {
+                "this host has no address for it any more"
+            }
+            _ if self.has_failed() && self.out.waiting_since().is_some() => {
+                "data on it was not acknowledged, nor probes answered"
+            }
+            _ if self.has_failed() => "it stopped answering",
+            _ => "it was not in use for a while",
+        }
     }
 
     /// Probes on it were not answered, several times in a row.
@@ -228,16 +326,33 @@ impl Path {
     /// Something authentic arrived on it.
     pub(crate) fn received(&mut self, now: Instant, bytes: usize) {
         self.last_rx = Some(now);
-        self.waiting_since = None;
         self.unproven_rx = self.unproven_rx.saturating_add(bytes);
     }
 
-    /// Data was sent on it.
+    /// Data with counters up to this one was sent on it.
     #[inline]
-    pub(crate) fn sent_data(&mut self, now: Instant) {
-        if self.waiting_since.is_none() {
-            self.waiting_since = Some(now);
+    pub(crate) fn sent_data(&mut self, now: Instant, session: u32, counter: u64, count: u32) {
+        self.out.sent(now, session, counter, count);
+    }
+
+    /// The peer says what it got on it.
+    fn acknowledged(&mut self, now: Instant, received: &Received) {
+        let Some(sent) = self.out.acknowledged(received) else {
+            return;
+        };
+        if self.proven.is_some() {
+            self.proven = Some(now);
         }
+        self.unanswered = 0;
+        self.doubted.take_if(|since| sent >= *since);
+        if self.distrusted.take_if(|until| *until <= now).is_some() {
+            self.swallowed = 0;
+        }
+    }
+
+    /// Share of our data that is lost on it, 0 to 1, once measured.
+    pub(crate) fn loss(&self) -> Option<f32> {
+        self.out.loss()
     }
 
     /// True when an address that proved nothing may be sent this many more bytes by way of an answer.
@@ -263,9 +378,11 @@ impl Path {
             *slot = Some(PendingProbe {
                 transaction,
                 sent: now,
+                overdue: false,
             });
         }
         self.last_probe = Some(now);
+        self.check_at = None;
     }
 
     /// The answer to a probe arrived; `false` if none with this transaction was sent here, or too long ago.
@@ -289,7 +406,20 @@ impl Path {
             }
         }
         self.prove(now);
-        self.measured(now.since(probe.sent));
+        self.doubted.take_if(|since| probe.sent >= *since);
+        let sample = now.since(probe.sent);
+        if probe.overdue {
+            // A path that is that slow would be given up again and again, were this smoothed.
+            self.rtt = Some(self.rtt.map_or(sample, |rtt| rtt.max(sample)));
+        } else {
+            self.measured(sample);
+        }
+        if self.out.probe_answered(probe.sent) {
+            let pause = DISTRUST * 2u32.saturating_pow(self.swallowed.min(8));
+            self.distrusted = Some(now + pause.min(MAX_DISTRUST));
+            self.swallowed = self.swallowed.saturating_add(1);
+            self.out.forget();
+        }
         true
     }
 
@@ -297,73 +427,120 @@ impl Path {
     pub(crate) fn prove(&mut self, now: Instant) {
         self.proven = Some(now);
         self.unanswered = 0;
-        self.waiting_since = None;
     }
 
-    /// Smooths as TCP does (RFC 6298: 1/8 of each new sample).
+    /// Smooths: 1/4 of each new sample, twice of what TCP takes (RFC 6298), because samples are few.
     pub(crate) fn measured(&mut self, sample: Duration) {
         self.rtt = Some(match self.rtt {
             None => sample,
-            Some(rtt) => (rtt * 7 + sample) / 8,
+            Some(rtt) => (rtt * 3 + sample) / 4,
         });
     }
 
-    /// Forgets probes whose answer is overdue; counts them as unanswered.
+    /// Counts probes whose answer is overdue as unanswered, and forgets those that are too old for any answer.
     fn expire_probes(&mut self, now: Instant) {
         let timeout = self.probe_timeout();
         for slot in &mut self.probes {
-            if slot.is_some_and(|probe| now.since(probe.sent) >= timeout) {
-                *slot = None;
+            let Some(probe) = slot else { continue };
+            let age = now.since(probe.sent);
+            if !probe.overdue && age >= timeout {
+                probe.overdue = true;
                 self.unanswered = self.unanswered.saturating_add(1);
+            }
+            if age >= timeout.max(FIRST_PROBE_TIMEOUT) {
+                *slot = None;
             }
         }
     }
 
+    fn pending_probes(&self) -> impl Iterator<Item = &PendingProbe> {
+        self.probes.iter().flatten().filter(|probe| !probe.overdue)
+    }
+
     fn has_pending_probe(&self) -> bool {
-        self.probes.iter().any(Option::is_some)
+        self.pending_probes().next().is_some()
     }
 
     /// When the oldest pending probe is overdue.
     fn probe_deadline(&self) -> Option<Instant> {
-        let oldest = self.probes.iter().flatten().map(|probe| probe.sent).min()?;
+        let oldest = self.pending_probes().map(|probe| probe.sent).min()?;
         Some(oldest + self.probe_timeout())
     }
 
-    /// When the path has to be probed next, if its peer is in use; a pending probe is waited for first.
-    ///
-    /// `current`: it carries the data. `keepalive`: its NAT mapping is to be kept.
-    fn next_probe(&self, current: bool, keepalive: bool) -> Option<Instant> {
-        if self.has_pending_probe() || self.route().is_none() {
+    /// When the path has to be probed next, if its peer is in use; a pending probe is waited for first, unless it was
+    /// sent before the path came into doubt.
+    fn next_probe(&self, place: Place) -> Option<Instant> {
+        self.route()?;
+        if let Some(since) = self.doubted
+            && self.last_probe.is_none_or(|last| last < since)
+        {
+            return Some(since);
+        }
+        if self.has_pending_probe() {
             return None;
         }
         let relayed = matches!(self.key, PathKey::Relay(_));
-        if !current && !relayed {
-            return None; // candidates are probed by punching, and proven ones that are not needed may lapse
+        // Candidates are probed by punching.
+        if !place.current && !relayed && self.proven.is_none() {
+            return None;
         }
         let last = self.last_probe.unwrap_or(self.created);
         match self.unanswered {
             0 if self.rtt.is_none() => return Some(self.created), // every path in use is measured once
             0 => {}
             1..MAX_UNANSWERED => return Some(last),
-            _ => return (relayed || current).then_some(last + FAILED_INTERVAL),
+            failed => return Some(last + self.retry(failed, place.current)),
         }
-        let suspicious = self
-            .waiting_since
-            .filter(|_| current)
-            .map(|since| since + self.suspicion());
-        let keepalive =
-            (keepalive && !relayed).then(|| self.proven.unwrap_or(self.created) + KEEPALIVE);
-        [suspicious, keepalive].into_iter().flatten().min()
+        let measure = if place.current {
+            MEASURE_CURRENT
+        } else {
+            MEASURE_OTHERS
+        };
+        // Nothing sent, nothing measured.
+        let measure = place
+            .data
+            .filter(|sent| *sent > last)
+            .map(|_| last + measure);
+        let suspicious = self.suspicious_at().filter(|_| place.current);
+        let keepalive = place
+            .keepalive
+            .filter(|_| place.current && !relayed)
+            .map(|interval| self.proven.unwrap_or(self.created) + interval);
+        [suspicious, keepalive, measure, self.check_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
-    /// Data on it waits for an answer for too long.
+    /// Pause before a failed path is tried again.
+    fn retry(&self, failed: u32, current: bool) -> Duration {
+        if current {
+            return FAILED_INTERVAL;
+        }
+        let doubled = failed.saturating_sub(MAX_UNANSWERED).min(8);
+        (FAILED_INTERVAL * 2u32.saturating_pow(doubled)).min(MAX_RETRY)
+    }
+
+    /// Data on it has waited for too long to be acknowledged.
     fn is_suspicious(&self, now: Instant) -> bool {
-        self.waiting_since
-            .is_some_and(|since| now >= since + self.suspicion())
+        self.suspicious_at().is_some_and(|at| at <= now)
     }
 
-    /// Data unanswered for this long makes a path suspicious: two round trips, and time for an application to think.
-    fn suspicion(&self) -> Duration {
-        (self.rtt.unwrap_or(DEFAULT_RTT) * 2).max(limits::MIN_SUSPICION)
+    /// When data that nobody has acknowledged becomes suspicious: a round trip, the time that the receiver may take,
+    /// and the same time again for what varies.
+    fn suspicious_at(&self) -> Option<Instant> {
+        let rtt = self.rtt.unwrap_or(DEFAULT_RTT);
+        Some(self.out.waiting_since()? + rtt + alive_delay(rtt) * 2)
     }
+}
+
+/// What the path's place among the others means for probing it.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// It carries the data.
+    current: bool,
+    /// Interval at which the NAT mapping of the path in use is to be kept.
+    keepalive: Option<Duration>,
+    /// When data was last sent on the path in use.
+    data: Option<Instant>,
 }

@@ -9,28 +9,67 @@ use crate::engine::PathKind;
 const MARGIN: Duration = Duration::from_millis(5);
 /// See [`MARGIN`].
 const MARGIN_PERCENT: u32 = 20;
+/// A path of a better tier is left only if it is slower by this much *and* by [`WIDE_FACTOR`], and returned to when
+/// neither is the case any more with half the margin.
+const WIDE_MARGIN: Duration = Duration::from_millis(100);
+/// See [`WIDE_MARGIN`].
+const WIDE_FACTOR: u32 = 3;
 /// IPv6 is preferred over IPv4 that is this much faster: no NAT mapping to lose.
 const IPV6_BONUS: Duration = Duration::from_millis(3);
+/// What a lost packet in a hundred counts as. A TCP stream repeats it after a round trip at the least.
+const LOSS_PERCENT: Duration = Duration::from_millis(10);
+/// Loss below this is left to chance: a hundredth.
+const NO_LOSS: f32 = 0.01;
 
-/// Round trip time as it counts for a choice. A path that was never measured is the worst of its tier.
-fn effective_rtt(path: &Path) -> Duration {
-    let rtt = path.rtt().unwrap_or(Duration::MAX);
-    match path.key {
+/// Round trip time as it counts for a choice, with what loss adds to it. A path that was never measured is the worst of
+/// its tier.
+fn cost(path: &Path) -> Duration {
+    let Some(rtt) = path.rtt() else {
+        return Duration::MAX;
+    };
+    let rtt = match path.key {
         PathKey::Direct(_, remote) if remote.is_ipv6() => rtt.saturating_sub(IPV6_BONUS),
         _ => rtt,
-    }
+    };
+    rtt + loss_cost(path)
+}
+
+fn loss_cost(path: &Path) -> Duration {
+    let loss = path.loss().filter(|loss| *loss > NO_LOSS);
+    LOSS_PERCENT.mul_f32(loss.unwrap_or_default() * 100.0)
 }
 
 fn tier(path: &Path) -> PathKind {
     path.key.kind()
 }
 
+/// True if the path of a better tier is so much worse than the other that it loses its place.
+fn is_outweighed(path: &Path, other: &Path, margin: Duration, factor: u32) -> bool {
+    let (cost, other) = (cost(path), cost(other));
+    path.rtt().is_some()
+        && cost >= other.saturating_add(margin)
+        && cost >= other.saturating_mul(factor)
+}
+
 /// True when `candidate` should take the place of `current`.
 pub(crate) fn is_better(candidate: &Path, current: &Path) -> bool {
-    if tier(candidate) != tier(current) {
-        return tier(candidate) < tier(current);
+    if tier(candidate) < tier(current) {
+        return !is_outweighed(candidate, current, WIDE_MARGIN / 2, WIDE_FACTOR - 1);
     }
-    let (new, old) = (effective_rtt(candidate), effective_rtt(current));
+    if tier(candidate) > tier(current) {
+        return is_outweighed(current, candidate, WIDE_MARGIN, WIDE_FACTOR);
+    }
+    let (new, old) = (cost(candidate), cost(current));
     let gain = old.saturating_sub(new);
     gain >= MARGIN && gain >= old / 100 * MARGIN_PERCENT
+}
+
+/// Why the one is better than the other, in words.
+pub(crate) fn advantage(better: &Path, worse: &Path) -> &'static str {
+    let lossy = loss_cost(worse) > loss_cost(better) + MARGIN;
+    match (tier(better), tier(worse)) {
+        (PathKind::Direct, PathKind::Relay) => "a direct path answered",
+        _ if lossy => "a path that loses less answered",
+        _ => "a faster path answered",
+    }
 }

@@ -25,6 +25,18 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// A dial that the shell did not report on after this long is given up.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// While a peer in use needs the relay, it is dialled this often, for [`URGENT`] after it was lost: a restarted relay, or
+/// a link that is back, is found within a moment. The pauses above are for relays that nobody needs just now.
+const URGENT_INTERVAL: Duration = Duration::from_millis(250);
+/// See [`URGENT_INTERVAL`]. Longer than a peer without answers stays in use.
+const URGENT: Duration = Duration::from_secs(150);
+/// A relay that was asked whether it is there has this long to answer, or three round trips: one loss is repaired by then.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(250);
+/// Round trip time to a relay that was never measured.
+const DEFAULT_RTT: Duration = Duration::from_millis(250);
+/// Shortest time between two such questions.
+const ASK_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Where the connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -58,6 +70,15 @@ pub(crate) struct RelayClient {
     alternative_port: Option<u16>,
     answers: u32,
     answers_since: Instant,
+    /// When it was last asked whether it is there.
+    asked: Option<Instant>,
+    /// Until when its answer to that is waited for.
+    answer_until: Option<Instant>,
+    /// When the last dial began, and how long it took to be welcomed the last time.
+    dialled: Option<Instant>,
+    took: Option<Duration>,
+    /// When it was last there.
+    lost: Option<Instant>,
 }
 
 impl RelayClient {
@@ -78,6 +99,11 @@ impl RelayClient {
             alternative_port: None,
             answers: 0,
             answers_since: now,
+            asked: None,
+            answer_until: None,
+            dialled: None,
+            took: None,
+            lost: None,
         }
     }
 
@@ -105,23 +131,54 @@ impl RelayClient {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Waiting { until } => Some(until),
-            State::Dialling { since } => Some(since + DIAL_TIMEOUT),
-            State::Greeting { since, .. } => Some(since + GREETING_TIMEOUT),
-            State::Ready { .. } => None,
+            State::Dialling { since } => Some(since + self.patience(since, DIAL_TIMEOUT)),
+            State::Greeting { since, .. } => Some(since + self.patience(since, GREETING_TIMEOUT)),
+            State::Ready { .. } => self.answer_until,
         }
     }
 
-    pub(crate) fn handle_timeout(&mut self, now: Instant, rng: &mut Random) -> Due {
+    /// How long a step of a dial may take: little for a relay that was there a moment ago.
+    fn patience(&self, now: Instant, otherwise: Duration) -> Duration {
+        match self.took {
+            Some(took) if self.is_urgent(now) => (took * 2).max(URGENT_INTERVAL).min(otherwise),
+            _ => otherwise,
+        }
+    }
+
+    fn is_urgent(&self, now: Instant) -> bool {
+        self.lost.is_some_and(|lost| now.since(lost) < URGENT)
+    }
+
+    /// True if it is to be asked now whether it is still there, and given up if it does not answer. `rtt` as measured.
+    pub(crate) fn ask(&mut self, now: Instant, rtt: Option<Duration>) -> bool {
+        let lately = |at: Instant| now.since(at) < ASK_INTERVAL;
+        if self.ready().is_none() || self.answer_until.is_some() || self.asked.is_some_and(lately) {
+            return false;
+        }
+        self.asked = Some(now);
+        let wait = (rtt.unwrap_or(DEFAULT_RTT) * 3).max(ANSWER_TIMEOUT);
+        self.answer_until = Some(now + wait);
+        true
+    }
+
+    /// It said something.
+    pub(crate) fn heard(&mut self) {
+        self.answer_until = None;
+    }
+
+    /// `wanted`: a peer in use needs it now.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, wanted: bool, rng: &mut Random) -> Due {
         if self.deadline().is_none_or(|deadline| now < deadline) {
             return Due::Nothing;
         }
         match self.state {
             State::Waiting { .. } => {
                 self.state = State::Dialling { since: now };
+                self.dialled = Some(now);
                 Due::Dial
             }
             _ => {
-                self.closed(now, "it does not answer".to_owned(), rng);
+                self.closed(now, "it does not answer".to_owned(), wanted, rng);
                 Due::GiveUp
             }
         }
@@ -130,8 +187,15 @@ impl RelayClient {
     /// Dials at once, whatever the backoff: the network changed, so the reason of the last failure may be gone. Not
     /// after a refusal or a replacement, which have nothing to do with the network.
     pub(crate) fn hurry(&mut self, now: Instant) {
-        if matches!(self.state, State::Waiting { .. }) && self.failures > 0 {
-            self.state = State::Waiting { until: now };
+        match self.state {
+            State::Waiting { .. } if self.failures > 0 => {
+                self.state = State::Waiting { until: now }
+            }
+            // What was sent from where we were may never arrive; the new dial takes the place of this one.
+            State::Dialling { .. } | State::Greeting { .. } => {
+                self.state = State::Waiting { until: now };
+            }
+            _ => {}
         }
     }
 
@@ -141,11 +205,18 @@ impl RelayClient {
     }
 
     /// The relay admits us; `false` if the message comes out of turn.
-    pub(crate) fn welcomed(&mut self, observed: SocketAddr, alternative_port: Option<u16>) -> bool {
+    pub(crate) fn welcomed(
+        &mut self,
+        now: Instant,
+        observed: SocketAddr,
+        alternative_port: Option<u16>,
+    ) -> bool {
         let State::Greeting { remote, .. } = self.state else {
             return false;
         };
         self.state = State::Ready { remote };
+        self.took = self.dialled.map(|since| now.since(since));
+        self.lost = None;
         self.failures = 0;
         self.problem = None;
         self.observed = Some(observed);
@@ -154,10 +225,21 @@ impl RelayClient {
     }
 
     /// The connection is gone.
-    pub(crate) fn closed(&mut self, now: Instant, reason: String, rng: &mut Random) {
+    pub(crate) fn closed(&mut self, now: Instant, reason: String, wanted: bool, rng: &mut Random) {
         let was_waiting = matches!(self.state, State::Waiting { .. });
         if was_waiting {
             return; // after a refusal or a replacement the pause and its reason stand
+        }
+        if self.ready().is_some() {
+            self.lost = Some(now);
+        }
+        if wanted && self.is_urgent(now) {
+            let next = self
+                .dialled
+                .map_or(now, |since| since + URGENT_INTERVAL)
+                .max(now);
+            self.failures = self.failures.max(1);
+            return self.wait(now, next.since(now), reason);
         }
         let pause = FIRST_BACKOFF * 2u32.saturating_pow(self.failures.min(8));
         self.failures = self.failures.saturating_add(1);
@@ -178,6 +260,7 @@ impl RelayClient {
 
     fn wait(&mut self, now: Instant, pause: Duration, reason: String) {
         self.state = State::Waiting { until: now + pause };
+        self.answer_until = None;
         self.problem = Some(reason);
         self.observed = None;
         self.alternative_port = None;
@@ -223,8 +306,8 @@ mod tests {
         let mut now = at(0);
         let mut pauses = Vec::new();
         for _ in 0..12 {
-            assert_eq!(client.handle_timeout(now, &mut rng), Due::Dial);
-            client.closed(now, "refused".to_owned(), &mut rng);
+            assert_eq!(client.handle_timeout(now, false, &mut rng), Due::Dial);
+            client.closed(now, "refused".to_owned(), false, &mut rng);
             let next = client.deadline().unwrap();
             pauses.push(next.since(now));
             now = next;
@@ -236,23 +319,23 @@ mod tests {
                 .all(|pause| *pause <= MAX_BACKOFF.mul_f64(1.25))
         );
         assert!(*pauses.last().unwrap() >= MAX_BACKOFF.mul_f64(0.75));
-        client.closed(now, "again".to_owned(), &mut rng);
+        client.closed(now, "again".to_owned(), false, &mut rng);
         client.hurry(now);
-        assert_eq!(client.handle_timeout(now, &mut rng), Due::Dial);
+        assert_eq!(client.handle_timeout(now, false, &mut rng), Due::Dial);
     }
 
     #[test]
     fn a_replaced_client_stays_away_and_says_why() {
         let (mut client, mut rng) = (client(), Random::from_seed([1; 32]));
-        client.handle_timeout(at(0), &mut rng);
+        client.handle_timeout(at(0), false, &mut rng);
         client.connected(at(0), "203.0.113.1:443".parse().unwrap());
-        assert!(client.welcomed("198.51.100.1:9".parse().unwrap(), Some(3_478)));
+        assert!(client.welcomed(at(0), "198.51.100.1:9".parse().unwrap(), Some(3_478)));
         assert_eq!(
             client.alternative(),
             Some("203.0.113.1:3478".parse().unwrap())
         );
         client.replaced(at(1));
-        client.closed(at(1), "closed by the relay".to_owned(), &mut rng);
+        client.closed(at(1), "closed by the relay".to_owned(), false, &mut rng);
         assert_eq!(client.deadline(), Some(at(601)));
         assert!(
             client
@@ -266,10 +349,10 @@ mod tests {
     #[test]
     fn a_relay_that_never_says_welcome_is_given_up() {
         let (mut client, mut rng) = (client(), Random::from_seed([1; 32]));
-        client.handle_timeout(at(0), &mut rng);
+        client.handle_timeout(at(0), false, &mut rng);
         client.connected(at(0), "203.0.113.1:443".parse().unwrap());
-        assert_eq!(client.handle_timeout(at(4), &mut rng), Due::Nothing);
-        assert_eq!(client.handle_timeout(at(5), &mut rng), Due::GiveUp);
+        assert_eq!(client.handle_timeout(at(4), false, &mut rng), Due::Nothing);
+        assert_eq!(client.handle_timeout(at(5), false, &mut rng), Due::GiveUp);
         assert!(client.ready().is_none() && client.deadline().is_some());
     }
 }

@@ -35,6 +35,8 @@ pub enum Control {
     Probe {
         /// Echoed by the answer.
         transaction: u64,
+        /// The sender's number of the path, by which an [`Control::Alive`] names it; 0 for none.
+        path: u8,
         /// Zeros that make the packet as long as the path is to be tested for.
         padding: u16,
     },
@@ -55,6 +57,21 @@ pub enum Control {
         /// From the ping.
         token: u64,
     },
+    /// Users' packets arrived, on these paths of the receiver of this message; at most [`limits::MAX_PATHS`].
+    Alive(Vec<Received>),
+}
+
+/// How far the packets on one path came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// The number that the packets' sender gave the path.
+    pub path: u8,
+    /// The session of the newest packets: its receiver index in them.
+    pub session: u32,
+    /// The highest counter of that session.
+    pub highest: u64,
+    /// Packets so far, modulo 2^32.
+    pub count: u32,
 }
 
 /// One side's half of a punch.
@@ -79,11 +96,12 @@ pub struct CallMe {
 
 impl Control {
     /// A probe that is an inner packet of `size` bytes, or of the least size that it can have.
-    pub fn padded_probe(transaction: u64, size: u16) -> Self {
-        const BARE: u16 = IPV6_HEADER as u16 + 1 + 8;
+    pub fn probe(transaction: u64, path: u8, size: u16) -> Self {
+        const BARE: u16 = IPV6_HEADER as u16 + 1 + 8 + 1;
         let padding = size.saturating_sub(BARE);
         Self::Probe {
             transaction,
+            path,
             padding,
         }
     }
@@ -116,6 +134,7 @@ impl Control {
             },
             2 => Self::Probe {
                 transaction: reader.u64()?,
+                path: reader.u8()?,
                 padding: zeros(&mut reader)?,
             },
             3 => Self::ProbeAck {
@@ -128,6 +147,7 @@ impl Control {
             6 => Self::Pong {
                 token: reader.u64()?,
             },
+            7 => Self::Alive(decode_alive(&mut reader)?),
             _ => return Err(WireError::Invalid("control message")),
         };
         reader.finish()?;
@@ -148,10 +168,12 @@ impl Control {
             }
             Self::Probe {
                 transaction,
+                path,
                 padding,
             } => {
                 writer.u8(2);
                 writer.u64(*transaction);
+                writer.u8(*path);
                 writer.bytes(&vec![0; usize::from(*padding)]);
             }
             Self::ProbeAck { transaction } => {
@@ -170,6 +192,10 @@ impl Control {
                 writer.u8(6);
                 writer.u64(*token);
             }
+            Self::Alive(paths) => {
+                writer.u8(7);
+                encode_alive(writer, paths);
+            }
         }
     }
 }
@@ -181,6 +207,34 @@ fn zeros(reader: &mut Reader<'_>) -> Result<u16, WireError> {
         return Err(WireError::Trailing);
     }
     u16::try_from(rest.len()).map_err(|_| WireError::TooLarge)
+}
+
+fn encode_alive(writer: &mut Writer<'_>, paths: &[Received]) {
+    let count = paths.len().min(limits::MAX_PATHS);
+    writer.u8(u8::try_from(count).unwrap_or(0));
+    for received in &paths[..count] {
+        writer.u8(received.path);
+        writer.u32(received.session);
+        writer.u64(received.highest);
+        writer.u32(received.count);
+    }
+}
+
+fn decode_alive(reader: &mut Reader<'_>) -> Result<Vec<Received>, WireError> {
+    let count = usize::from(reader.u8()?);
+    if count > limits::MAX_PATHS {
+        return Err(WireError::Invalid("number of paths"));
+    }
+    let mut paths = Vec::with_capacity(count);
+    for _ in 0..count {
+        paths.push(Received {
+            path: reader.u8()?,
+            session: reader.u32()?,
+            highest: reader.u64()?,
+            count: reader.u32()?,
+        });
+    }
+    Ok(paths)
 }
 
 impl CallMe {
@@ -288,6 +342,7 @@ mod tests {
             },
             Control::Probe {
                 transaction: u64::MAX,
+                path: 3,
                 padding: 0,
             },
             Control::ProbeAck { transaction: 1 },
@@ -325,6 +380,15 @@ mod tests {
             }),
             Control::Ping { token: 9 },
             Control::Pong { token: 9 },
+            Control::Alive(vec![
+                Received {
+                    path: 1,
+                    session: u32::MAX,
+                    highest: 1 << 40,
+                    count: 5,
+                };
+                limits::MAX_PATHS
+            ]),
         ]
     }
 
@@ -343,17 +407,18 @@ mod tests {
     #[test]
     fn a_padded_probe_has_the_length_that_was_asked_for_and_nothing_but_zeros() {
         let (a, b) = (Ipv6Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
-        let probe = Control::padded_probe(7, 1_440);
+        let probe = Control::probe(7, 3, 1_440);
         let mut packet = probe.to_packet(a, b);
         assert_eq!(packet.len(), 1_440);
         assert_eq!(Control::from_packet(&packet).unwrap(), probe);
         packet[1_000] = 1;
         assert!(Control::from_packet(&packet).is_err());
-        let bare = Control::padded_probe(7, 0);
+        let bare = Control::probe(7, 3, 0);
         assert_eq!(
             bare,
             Control::Probe {
                 transaction: 7,
+                path: 3,
                 padding: 0
             }
         );

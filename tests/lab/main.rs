@@ -5,6 +5,7 @@
 mod configuration;
 mod control;
 mod hard_nats;
+mod healing;
 mod interop;
 mod kernel;
 mod lifecycle;

@@ -11,6 +11,7 @@ mod clones;
 mod determinism;
 mod garbage;
 mod hard_nats;
+mod healing;
 mod impairments;
 mod liveness;
 mod mappings;

@@ -75,8 +75,26 @@ fn network_text(network: &Network, painter: Painter) -> String {
         text.push_str("no peers to show\n");
     } else {
         text.push_str(&peers(&network.peers, painter));
+        for line in network.peers.iter().filter_map(relayed) {
+            text.push_str(&line);
+        }
     }
     text
+}
+
+/// Since when and why a peer in use is reached by a relay.
+fn relayed(peer: &Peer) -> Option<String> {
+    let path = peer.path.as_ref()?;
+    let told =
+        path.kind == PathKind::Relay && peer.state == PeerState::Active && !path.reason.is_empty();
+    told.then(|| {
+        let Peer { name, .. } = peer;
+        format!(
+            "{name} is relayed for {}: {}\n",
+            age(path.since_s),
+            path.reason
+        )
+    })
 }
 
 fn peers(peers: &[Peer], painter: Painter) -> String {
@@ -266,6 +284,19 @@ no peers to show
 home: no relay answers; check that UDP may leave this host
 ";
         assert_eq!(status(&document(), false), expected);
+    }
+
+    #[test]
+    fn a_relayed_peer_in_use_has_a_line_that_says_why() {
+        let mut document = document();
+        let carol = &mut document.networks[0].peers[1];
+        carol.state = PeerState::Active;
+        if let Some(path) = &mut carol.path {
+            path.reason = "it did not answer after the network changed".to_owned();
+        }
+        let text = status(&document, false);
+        let line = "carol is relayed for 3 s: it did not answer after the network changed\n";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

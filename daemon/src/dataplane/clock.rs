@@ -24,6 +24,56 @@ pub(crate) fn unix() -> Duration {
         .unwrap_or_default()
 }
 
+/// Becomes readable when the host resumes from being suspended, and when somebody sets the time of day.
+///
+/// A timer on the time of day that never fires: the kernel cancels it on such an occasion. Nothing else tells at once:
+/// a link may be back without ever having been seen to go.
+#[derive(Debug)]
+pub(crate) struct ResumeWatch {
+    fd: TimerFd,
+    suspended: Duration,
+}
+
+/// Time asleep below this is no more than the clocks' own difference in a reading.
+const LEAST_SLEEP: Duration = Duration::from_secs(1);
+
+impl ResumeWatch {
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let fd = TimerFd::new(timerfd::ClockId::CLOCK_REALTIME, flags)?;
+        let never = Expiration::OneShot(TimeSpec::from_duration(Duration::from_secs(1 << 40)));
+        let flags =
+            TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
+        fd.set(never, flags)?;
+        let suspended = suspended();
+        Ok(Self { fd, suspended })
+    }
+
+    /// To be called when the descriptor is readable; true if the host was asleep.
+    pub(crate) fn fired(&mut self) -> bool {
+        // Fails with "cancelled", which is what it is for.
+        let _ = self.fd.wait();
+        self.has_slept(suspended())
+    }
+
+    fn has_slept(&mut self, suspended: Duration) -> bool {
+        let before = std::mem::replace(&mut self.suspended, suspended);
+        suspended.saturating_sub(before) >= LEAST_SLEEP
+    }
+}
+
+/// How long the host has been suspended since it booted.
+fn suspended() -> Duration {
+    let running = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    now().since_boot().saturating_sub(running)
+}
+
+impl AsFd for ResumeWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// Wakes the data thread at a point in time.
 ///
 /// A descriptor rather than the timeout of the wait, because that one stands still while the host is suspended: after an
@@ -102,6 +152,22 @@ mod tests {
         assert!(now() >= start + Duration::from_millis(30));
         timer.fired();
         assert!(!fires_within(&timer, Duration::from_millis(5)));
+    }
+
+    #[test]
+    fn only_time_asleep_counts_as_sleep() {
+        let mut watch = ResumeWatch::new().unwrap();
+        assert!(
+            !watch.fired(),
+            "nothing has happened, and nothing is waited for"
+        );
+        let before = watch.suspended;
+        assert!(!watch.has_slept(before + Duration::from_millis(3)));
+        assert!(watch.has_slept(before + Duration::from_secs(60)));
+        assert!(
+            !watch.has_slept(before + Duration::from_secs(60)),
+            "told once"
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
 
-use super::clock::{self, Timer};
+use super::clock::{self, ResumeWatch, Timer};
 use super::egress::Egress;
 use super::outbox::Outbox;
 use super::spare::Spares;
@@ -35,7 +35,8 @@ const COMMANDS: usize = 64;
 const TOKEN_WAKE: u64 = 0;
 const TOKEN_TIMER: u64 = 1;
 const TOKEN_UDP: [u64; 2] = [2, 3];
-const TOKEN_TUN: u64 = 4;
+const TOKEN_RESUME: u64 = 4;
+const TOKEN_TUN: u64 = 5;
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -74,6 +75,7 @@ pub(crate) struct Worker {
     commands: mpsc::Receiver<Command>,
     wake: Arc<EventFd>,
     timer: Timer,
+    resume: ResumeWatch,
     epoll: Arc<Epoll>,
     ready: Ready,
     running: bool,
@@ -93,7 +95,9 @@ impl Worker {
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         let timer = Timer::new()?;
         epoll.add(queues.wake.as_fd(), readable(TOKEN_WAKE))?;
+        let resume = ResumeWatch::new()?;
         epoll.add(timer.as_fd(), readable(TOKEN_TIMER))?;
+        epoll.add(resume.as_fd(), readable(TOKEN_RESUME))?;
         for (family, token) in FAMILIES.into_iter().zip(TOKEN_UDP) {
             if let Some(fd) = sockets.fd(family) {
                 epoll.add(fd, readable(token))?;
@@ -113,6 +117,7 @@ impl Worker {
             commands: queues.commands,
             wake: queues.wake,
             timer,
+            resume,
             epoll,
             ready: Ready::default(),
             running: true,
@@ -162,6 +167,11 @@ impl Worker {
                     self.ready.commands = true;
                 }
                 TOKEN_TIMER => self.timer.fired(),
+                TOKEN_RESUME => {
+                    if self.resume.fired() {
+                        self.engine.resumed(clock::now());
+                    }
+                }
                 token if token < TOKEN_TUN => {
                     self.ready.udp[(token - TOKEN_UDP[0]) as usize] = true
                 }

@@ -135,6 +135,7 @@ fn path(path: &PathStatus) -> mesh_bus::Path {
         rtt_ms: path.rtt.map(milliseconds),
         mtu: path.mtu,
         since_s: path.age.as_secs_f64(),
+        reason: path.reason.to_owned(),
     }
 }
 

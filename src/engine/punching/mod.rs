@@ -106,7 +106,7 @@ impl Engine {
     }
 
     /// Tells the peer where we are. `plan`: what we agree to try, and the port that our packets will come from.
-    fn send_call(
+    pub(super) fn send_call(
         &mut self,
         now: Instant,
         index: PeerIndex,
@@ -124,7 +124,7 @@ impl Engine {
             plan: plan.map(|(plan, _)| plan),
             port: plan.and_then(|(_, port)| port),
         };
-        self.send_control(now, index, None, &Control::CallMe(call), None)
+        self.send_anyhow(now, index, &Control::CallMe(call))
     }
 
     /// Round trip time on the current path, if it was measured.
@@ -154,6 +154,7 @@ impl Engine {
             }
             return;
         }
+        self.peer_may_have_moved(now, index);
         match call.plan {
             Some(plan) => self.called_with_plan(now, index, &call, plan),
             None => self.called(now, index, &call),

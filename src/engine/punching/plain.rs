@@ -78,7 +78,7 @@ impl Engine {
     fn open_nat(&mut self, now: Instant, index: PeerIndex, targets: &[SocketAddr], ttl: u8) {
         for target in targets {
             let transaction = self.rng.u64();
-            let opener = Control::padded_probe(transaction, 0);
+            let opener = Control::probe(transaction, 0, 0);
             self.send_control(
                 now,
                 index,

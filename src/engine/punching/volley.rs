@@ -33,7 +33,7 @@ impl Engine {
                 return;
             };
             let Stage::Running(salvo) = &mut attempt.stage else {
-                if now >= attempt.until {
+                if now >= attempt.until() {
                     self.fail_preparation(now);
                 } else {
                     self.continue_preparing(now);
@@ -118,7 +118,7 @@ impl Engine {
         target.set_port(port);
         self.traversal.probes += 1;
         let key = Some(PathKey::Direct(socket, target));
-        self.send_control(now, index, key, &Control::padded_probe(transaction, 0), ttl);
+        self.send_control(now, index, key, &Control::probe(transaction, 0, 0), ttl);
     }
 
     /// The answer to a probe arrived directly; `true` if it was one of the attempt's. It proves the way that the probe

@@ -96,13 +96,11 @@ fn what_nothing_can_open_ends_on_the_relay_and_carries_data() {
 }
 
 #[test]
-#[ignore = "the core has no port prediction yet"]
 fn what_a_prediction_can_open_ends_direct_always() {
     check_goals(&[Goal::Prediction]);
 }
 
 #[test]
-#[ignore = "the core has no birthday attack yet"]
 fn what_many_ports_can_open_ends_direct_nearly_always() {
     check_goals(&[Goal::Birthday]);
 }

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use mesh_tests::sim::{FlowConfig, FlowId, Pair, RouterId, Sim};
+use mesh_core::engine::{AttemptReport, Strategy};
+use mesh_core::limits;
+use mesh_tests::sim::{FlowConfig, FlowId, LinkConfig, Pair, RelayId, RouterId, Sim};
 
 use super::edges::Edge;
 use super::goals::{Goal, goal};
@@ -11,6 +13,8 @@ use crate::common::secs;
 
 /// Longest time from the first packet to a direct path. What it takes is measured; this is when to give up.
 const LIMIT: Duration = secs(60);
+/// How long sockets that did not win may be kept, in case that the winner is a disappointment.
+const CLOSING: Duration = secs(5);
 /// How long a host without UDP takes to find that out.
 const DIAL: Duration = secs(20);
 /// Longest time until data flows again after a silence in which a mapping was lost.
@@ -62,7 +66,7 @@ impl fmt::Display for Means {
 }
 
 /// What came of a run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Outcome {
     pub(super) end: End,
     pub(super) means: Option<Means>,
@@ -70,6 +74,8 @@ pub(super) struct Outcome {
     pub(super) took: Option<Duration>,
     /// Mappings that each side's router has made.
     pub(super) mappings: [u64; 2],
+    /// What the hosts tried, in words.
+    pub(super) tried: String,
 }
 
 impl fmt::Display for Cell {
@@ -99,8 +105,7 @@ impl Cell {
     /// What may happen in no cell, and did.
     pub(super) fn run(&self, sim: &mut Sim, patience: Duration) -> Result<Outcome, String> {
         let seed = sim.seed();
-        let pair = sim.pair(self.a.site(), self.b.site());
-        sim.run_for(secs(1));
+        let pair = self.start(sim, seed);
         let flow = talk(sim, pair, seed);
         let start = sim.now();
         let limit = match self.goal {
@@ -136,14 +141,33 @@ impl Cell {
         if mappings.iter().any(|made| *made > MAPPINGS) {
             return Err(format!("{mappings:?} mappings were made"));
         }
-        // The core knows no other way yet.
-        let means = is_direct.then_some(Means::Plain);
+        let means = is_direct.then(|| means(sim, pair));
+        check_sockets(sim, pair)?;
         Ok(Outcome {
             end,
             means,
             took,
             mappings,
+            tried: tried(sim, pair),
         })
+    }
+
+    /// Both hosts, with one relay or two, of which one cannot tell every kind of mapping; they have measured their NATs.
+    fn start(&self, sim: &mut Sim, seed: u64) -> Pair {
+        let relays: Vec<RelayId> = (0..=seed / 2 % 2)
+            .map(|_| sim.add_relay(LinkConfig::access()))
+            .collect();
+        let (a, router_a) = sim.host_at("a", self.a.site());
+        let (b, router_b) = sim.host_at("b", self.b.site());
+        sim.network(&[a, b], &relays);
+        sim.run_for(secs(3));
+        Pair {
+            a,
+            b,
+            relay: relays[0],
+            router_a,
+            router_b,
+        }
     }
 
     fn check_end(&self, sim: &Sim, pair: Pair, end: End) -> Result<(), String> {
@@ -176,6 +200,68 @@ fn talk(sim: &mut Sim, pair: Pair, seed: u64) -> FlowId {
         size: 100,
         echo: true,
     })
+}
+
+/// What opened the path, as the hosts themselves tell it: on one side the peer's packets may just have come in.
+fn means(sim: &Sim, pair: Pair) -> Means {
+    let of = |(from, to)| {
+        let explanation = sim.explain(from, to)?;
+        let mut answered = explanation.attempts.iter().filter(|tried| tried.answered);
+        answered.next_back().map(|tried| match tried.strategy {
+            Strategy::Plain => Means::Plain,
+            Strategy::Meet => Means::Prediction,
+            Strategy::Open | Strategy::Search => Means::Birthday,
+        })
+    };
+    let both = [(pair.a, pair.b), (pair.b, pair.a)].map(of);
+    both.into_iter().flatten().max().unwrap_or(Means::Plain)
+}
+
+/// What both hosts have tried, for people.
+fn tried(sim: &Sim, pair: Pair) -> String {
+    let of = |(from, to)| {
+        let attempts = sim.explain(from, to).map(|one| one.attempts);
+        let one = |one: &AttemptReport| {
+            let answered = if one.answered { ", answered" } else { "" };
+            let (strategy, probes) = (one.strategy, one.probes);
+            format!("{strategy:?} {probes} in {:?}{answered}", one.duration)
+        };
+        let lines: Vec<String> = attempts.iter().flatten().map(one).collect();
+        lines.join(", ")
+    };
+    let [a, b] = [(pair.a, pair.b), (pair.b, pair.a)].map(of);
+    format!("a tried {a}; b tried {b}")
+}
+
+/// Soon after the end of all attempts at most the socket that won is left.
+fn check_sockets(sim: &mut Sim, pair: Pair) -> Result<(), String> {
+    let attempting = |sim: &Sim, from, to| {
+        let tried = sim.explain(from, to).map(|one| one.attempts);
+        let last = tried.as_ref().and_then(|tried| tried.last());
+        last.is_some_and(|last| !last.answered && last.strategy != Strategy::Plain)
+    };
+    let left = |sim: &Sim, host| sim.host(host).spares();
+    let done = |sim: &Sim, host, other| attempting(sim, host, other) || left(sim, host) <= 1;
+    sim.try_until(CLOSING, |sim| {
+        done(sim, pair.a, pair.b) && done(sim, pair.b, pair.a)
+    });
+    for (host, other) in [(pair.a, pair.b), (pair.b, pair.a)] {
+        let left = left(sim, host);
+        if left > limits::SPRAY_SOCKETS + 16 || !done(sim, host, other) {
+            return Err(format!(
+                "{left} sockets are still open after {CLOSING:?}: {}",
+                tried(sim, pair)
+            ));
+        }
+        let done = sim
+            .host(host)
+            .engine()
+            .map(mesh_core::engine::Engine::traversal);
+        if done.is_some_and(|done| done.probes > done.attempts * limits::SPRAY_PROBES as u64) {
+            return Err(format!("beyond the budget: {done:?}"));
+        }
+    }
+    Ok(())
 }
 
 /// A silence longer than the mapping's lifetime: data flows again soon, and directly in the end.

@@ -127,22 +127,27 @@ impl Result {
     pub(super) fn complaint(&self) -> Option<String> {
         let (cell, goal) = (self.cell, self.cell.goal);
         let mut wrong = Vec::new();
-        for (seed, run) in &self.runs {
-            if let Err(error) = run {
-                wrong.push(format!("seed {seed}: {error}"));
-            }
+        let errors = self
+            .runs
+            .iter()
+            .filter_map(|(seed, run)| Some((seed, run.as_ref().err()?)));
+        let errors: Vec<String> = errors
+            .map(|(seed, error)| format!("seed {seed}: {error}"))
+            .collect();
+        wrong.extend(errors.first().cloned());
+        if errors.len() > 1 {
+            wrong.push(format!("{} runs like this", errors.len()));
         }
         let missed = self.runs.iter().filter_map(|(seed, run)| {
             let run = run.as_ref().ok()?;
-            (!self.cell.is_met_by(run)).then_some(*seed)
+            (!self.cell.is_met_by(run)).then_some((*seed, run.tried.as_str()))
         });
-        let missed: Vec<u64> = missed.collect();
+        let missed: Vec<(u64, &str)> = missed.collect();
         if missed.len() > goal.misses(self.runs.len()) {
-            let some = &missed[..missed.len().min(5)];
-            let count = (missed.len(), self.runs.len());
+            let seeds: Vec<u64> = missed.iter().take(5).map(|(seed, _)| *seed).collect();
+            let (count, runs, first) = (missed.len(), self.runs.len(), missed[0].1);
             wrong.push(format!(
-                "{} of {} runs missed it, seeds {some:?}",
-                count.0, count.1
+                "{count} of {runs} runs missed it, seeds {seeds:?}; in the first {first}"
             ));
         }
         let runs = wrong.join("; ");

@@ -95,6 +95,11 @@ impl Relay {
         Ok(())
     }
 
+    /// Kills it without any farewell.
+    pub fn kill(&mut self) {
+        self.program = None;
+    }
+
     /// The running program.
     ///
     /// # Panics

@@ -202,24 +202,57 @@ impl Router {
     ///
     /// When it cannot be made.
     pub fn host(&mut self, name: &str) -> Result<(Namespace, Ipv4Addr)> {
-        let (ns, own) = self.plug(name, "eth0")?;
-        if self.ipv6 {
-            let (site, host) = (self.site, own.octets()[3]);
-            ns.ip(&format!(
-                "addr add 2a00:a000:{site:x}:1::{host}/64 dev eth0 nodad
-                 route add default via 2a00:a000:{site:x}:1::1"
-            ))?;
-        }
-        Ok((ns, own))
+        let ns = Namespace::new(name)?;
+        let address = self.attach(&ns, "eth0", 0)?;
+        Ok((ns, address))
     }
 
-    /// A second router, in the LAN of this one: two NATs in a row.
+    /// Gives a host an interface in this LAN, with a default route of this metric.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn attach(&mut self, ns: &Namespace, interface: &str, metric: u32) -> Result<Ipv4Addr> {
+        self.hosts += 1;
+        let host = self.hosts + 1;
+        let (gateway, own) = (self.at(1), self.at(host));
+        self.ns.ip(&format!(
+            "link add host{host} type veth peer name {interface} netns {}
+             link set host{host} master lan
+             link set host{host} up",
+            ns.path()
+        ))?;
+        ns.ip(&format!(
+            "addr add {own}/24 dev {interface}
+             link set {interface} up
+             route add default via {gateway} dev {interface} metric {metric}"
+        ))?;
+        carrier(&self.ns, "lan")?;
+        carrier(ns, interface)?;
+        if self.ipv6 {
+            let site = self.site;
+            ns.ip(&format!(
+                "addr add 2a00:a000:{site:x}:1::{host}/64 dev {interface} nodad
+                 route add default via 2a00:a000:{site:x}:1::1 dev {interface} metric {}",
+                metric.max(1)
+            ))?;
+        }
+        Ok(own)
+    }
+
+    /// The far end of the cable of the host that was attached as number `host`, from 0.
+    pub fn port(&self, host: u8) -> String {
+        format!("host{}", host + 2)
+    }
+
+    /// A second router, in the LAN of this one: two NATs in a row, over IPv4 alone.
     ///
     /// # Errors
     ///
     /// When it cannot be made, or the kernel refuses its ruleset.
     pub fn router(&mut self, name: &str, nat: Nat, input: WanInput) -> Result<Self> {
-        let (ns, wan) = self.plug(name, "wan")?;
+        let ns = Namespace::new(name)?;
+        let wan = self.attach(&ns, "wan", 0)?;
         let router = Self {
             ns,
             wan,
@@ -230,28 +263,6 @@ impl Router {
         };
         router.set_up(nat, input)?;
         Ok(router)
-    }
-
-    /// A namespace on the LAN, by an interface of this name.
-    fn plug(&mut self, name: &str, interface: &str) -> Result<(Namespace, Ipv4Addr)> {
-        self.hosts += 1;
-        let host = self.hosts + 1;
-        let (gateway, own) = (self.at(1), self.at(host));
-        let ns = Namespace::new(name)?;
-        self.ns.ip(&format!(
-            "link add host{host} type veth peer name {interface} netns {}
-             link set host{host} master lan
-             link set host{host} up",
-            ns.path()
-        ))?;
-        ns.ip(&format!(
-            "addr add {own}/24 dev {interface}
-             link set {interface} up
-             route add default via {gateway}"
-        ))?;
-        carrier(&self.ns, "lan")?;
-        carrier(&ns, interface)?;
-        Ok((ns, own))
     }
 
     /// The router's outer IPv6 address, if the internet has any.

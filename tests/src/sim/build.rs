@@ -240,13 +240,18 @@ impl Sim {
 
     /// A host on the LAN of a router, with IPv4 only.
     pub fn host_behind(&mut self, router: RouterId, name: &str) -> HostId {
+        let id = self.add_host(name);
+        self.attach_v4(id, router);
+        id
+    }
+
+    /// Gives a host an IPv4 address behind a router.
+    pub(super) fn attach_v4(&mut self, id: HostId, router: RouterId) {
         let lan = self.lan_of(router);
         let own = self.free_address(lan.link);
-        let id = self.add_host(name);
         self.attach(id.0, lan.link, own.into());
         self.route(id.0, lan.v4(), lan.link, None);
         self.default_routes(id.0, lan.link, Some(lan.gateway()), None);
-        id
     }
 
     /// Gives a host behind a router an IPv6 address as well.

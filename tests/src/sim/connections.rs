@@ -120,7 +120,7 @@ impl Sim {
     pub(super) fn wake_quic(&mut self, id: HostId) {
         let now = self.now;
         let host = self.host_mut(id);
-        if host.quic_armed != Some(now) {
+        if host.quic_armed != Some(now) || host.frozen {
             return;
         }
         host.quic_armed = None;

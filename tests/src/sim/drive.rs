@@ -15,6 +15,9 @@ use super::world::{Event, HostId, Sim};
 
 impl Sim {
     pub(super) fn tell(&mut self, id: HostId, input: Input) {
+        if self.host(id).frozen {
+            return;
+        }
         let addresses: Vec<IpAddr> = self.nodes[id.0.0]
             .table
             .addresses

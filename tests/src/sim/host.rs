@@ -196,6 +196,8 @@ pub struct Host {
     pub(super) armed: Option<Instant>,
     /// The wake-up for relay connections that is in the queue of events.
     pub(super) quic_armed: Option<Instant>,
+    /// Its process stands still.
+    pub(super) frozen: bool,
     timeouts: (Instant, usize),
 }
 
@@ -218,6 +220,7 @@ impl Host {
             rng: Rng::new(u64::from_le_bytes(std::array::from_fn(|at| key[at]))),
             armed: None,
             quic_armed: None,
+            frozen: false,
             timeouts: (Instant::default(), 0),
         }
     }

@@ -326,6 +326,9 @@ impl Sim {
         if let Some(tried) = &mut self.host_mut(id).tried {
             tried.insert(packet.destination.port());
         }
+        if self.host(id).frozen {
+            return self.dropped(id.0, &packet, "nobody reads");
+        }
         let Some(socket) = self.host(id).socket_at(packet.destination.port()) else {
             return self.dropped(id.0, &packet, "no such port");
         };
