@@ -33,7 +33,7 @@ impl Engine {
                 return;
             };
             let Stage::Running(salvo) = &mut attempt.stage else {
-                if now >= attempt.until() {
+                if now >= attempt.until {
                     self.fail_preparation(now);
                 } else {
                     self.continue_preparing(now);
