@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use mesh_core::batch::Run;
 use nix::sys::socket::{setsockopt, sockopt};
 use quinn_udp::RecvMeta;
 
@@ -266,29 +267,20 @@ impl Sockets {
         }
     }
 
-    /// As [`Self::send`], for datagrams that routers on the way may cut up: those of the smallest MTU that the overlay has, on
-    /// a path that does not even carry these.
+    /// Sends a run of sealed datagrams, from a socket of [`Self::open_spare`] if one is given.
     ///
-    /// For the data thread only: meanwhile everything that the socket sends may be cut up, and probes of a path's MTU, which
-    /// must not be, come from that thread as well.
-    pub fn send_fragmentable(&self, remote: SocketAddr, contents: &[u8], segment: usize) {
-        match self.bound(Family::of(&remote)) {
-            Some(bound) => self.send_fragmentable_by(bound, remote, contents, segment),
-            None => self.send(remote, contents, segment),
+    /// Those that may be fragmented are for the data thread only: meanwhile everything that the socket sends may be cut up, and
+    /// probes of a path's MTU, which must not be, come from that thread as well.
+    pub(crate) fn send_run(&self, spare: Option<&Bound>, run: &Run, bytes: &[u8]) {
+        let Some(bound) = spare.or_else(|| self.bound(Family::of(&run.remote))) else {
+            return self.send(run.remote, bytes, run.segment);
+        };
+        if !run.fragments {
+            return self.send_by(bound, run.remote, bytes, run.segment);
         }
-    }
-
-    /// As [`Self::send_fragmentable`], from a socket of [`Self::open_spare`].
-    pub(crate) fn send_fragmentable_by(
-        &self,
-        bound: &Bound,
-        remote: SocketAddr,
-        contents: &[u8],
-        segment: usize,
-    ) {
         bound.allow_fragments(true);
-        for datagram in contents.chunks(segment.max(1)) {
-            self.send_by(bound, remote, datagram, datagram.len());
+        for datagram in bytes.chunks(run.segment.max(1)) {
+            self.send_by(bound, run.remote, datagram, datagram.len());
         }
         bound.allow_fragments(false);
     }
@@ -317,10 +309,9 @@ impl Sockets {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use std::net::{Ipv4Addr, Ipv6Addr};
     use std::os::fd::AsRawFd;
+    use std::time::{Duration, Instant};
 
     use nix::cmsg_space;
     use nix::sys::socket::{self, ControlMessageOwned, MsgFlags, SockaddrStorage};

@@ -76,7 +76,7 @@ fn lower(tcp: &mut [u8], at: usize, most: u16) {
     }
     tcp[at..at + 2].copy_from_slice(&most.to_be_bytes());
     // An option at an odd offset stands across two words of the sum, so its bytes count the other way round.
-    let (old, new) = if at % 2 == 0 {
+    let (old, new) = if at.is_multiple_of(2) {
         (old, most)
     } else {
         (old.swap_bytes(), most.swap_bytes())

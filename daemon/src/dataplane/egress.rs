@@ -76,22 +76,14 @@ impl Egress {
     pub(crate) fn flush_send(&mut self) {
         for (run, bytes) in self.batches.send.runs() {
             self.counters.datagrams_sent += bytes.len().div_ceil(run.segment.max(1)) as u64;
-            let spare = self.spares.get(run.socket);
-            match (spare, run.fragments) {
-                (Some(spare), true) => {
-                    self.sockets
-                        .send_fragmentable_by(spare, run.remote, bytes, run.segment);
-                }
-                (Some(spare), false) => {
-                    self.sockets.send_by(spare, run.remote, bytes, run.segment);
-                }
-                (None, _) if run.socket != SocketId::MESH => {} // the kernel gave none
-                (None, true) => {
-                    self.sockets
-                        .send_fragmentable(run.remote, bytes, run.segment);
-                }
-                (None, false) => self.sockets.send(run.remote, bytes, run.segment),
-            }
+            let spare = match run.socket {
+                SocketId::MESH => None,
+                socket => match self.spares.get(socket) {
+                    None => continue,
+                    spare => spare,
+                },
+            };
+            self.sockets.send_run(spare, run, bytes);
         }
         self.batches.send.clear();
     }

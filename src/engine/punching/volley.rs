@@ -42,7 +42,10 @@ impl Engine {
             };
             if opened {
                 // By one of our probes, or because the other side's were faster and a path was checked by that.
-                let (since, _) = *attempt.answered.get_or_insert((now, attempt.target));
+                attempt.answered.get_or_insert((now, attempt.target));
+            }
+            if let Some((since, _)) = attempt.answered {
+                // Over in any case then: a path that has failed again is no reason to go on.
                 if now.since(since) >= super::SETTLE {
                     self.end_attempt(now);
                 }
