@@ -56,6 +56,8 @@ pub(crate) struct Prospects {
 #[derive(Debug, Clone, Copy)]
 struct Side {
     mapping: Mapping,
+    /// The mapping is one of two that one relay cannot tell apart.
+    guessed: bool,
     filtering: Filtering,
     allocation: Allocation,
 }
@@ -72,6 +74,7 @@ impl Side {
         };
         let reading = |mapping: &Mapping| Self {
             mapping: *mapping,
+            guessed: profile.mapping == Mapping::Unknown,
             filtering: profile.filtering,
             allocation: profile.allocation,
         };
@@ -90,11 +93,13 @@ impl Side {
         )
     }
 
+    /// A rule of allocation that holds for every new mapping serves whichever the mapping is, so a guess is not needed.
     fn kit(self) -> Option<Kit> {
         match (self.mapping, self.allocation) {
-            (Mapping::EndpointIndependent, _) => Some(Kit::Measured),
+            (Mapping::EndpointIndependent, _) if !self.guessed => Some(Kit::Measured),
             (_, Allocation::Preserving) => Some(Kit::Virgin),
             (_, Allocation::Sequential { delta }) => Some(Kit::Row { delta }),
+            (Mapping::EndpointIndependent, _) => Some(Kit::Measured),
             _ => None,
         }
     }
@@ -163,15 +168,21 @@ pub(crate) fn prospects(own: &NatProfile, peer: &NatProfile, own_first: bool) ->
         plain: false,
         plans: Vec::new(),
     };
+    let mut joint: Vec<Joint> = Vec::new();
     for a in Side::readings(first) {
         for b in Side::readings(second) {
             prospects.plain |= plain(a, b);
             for (of_first, of_second) in [meeting(a, b), birthday(a, b)].into_iter().flatten() {
-                let plan = if own_first { of_first } else { of_second };
-                prospects.plans.push(plan);
+                if !joint.contains(&(of_first, of_second)) {
+                    joint.push((of_first, of_second));
+                }
             }
         }
     }
+    let plans = joint.into_iter();
+    prospects.plans = plans
+        .map(|(of_first, of_second)| if own_first { of_first } else { of_second })
+        .collect();
     prospects
 }
 
@@ -305,6 +316,27 @@ mod tests {
         assert_eq!(prospects(&counting, &preserving, true).plans, [row]);
         let virgin = Plan::Meet(Kit::Virgin);
         assert_eq!(prospects(&preserving, &counting, true).plans, [virgin]);
+    }
+
+    #[test]
+    fn a_rule_of_allocation_serves_both_readings_of_a_mapping() {
+        let strict = Filtering::AddressAndPortDependent;
+        let unknown = nat(Mapping::Unknown, strict, Allocation::Preserving);
+        for other in [Mapping::Unknown, Mapping::AddressDependent] {
+            let counting = Allocation::Sequential { delta: 1 };
+            let counting = nat(other, strict, counting);
+            let (own, theirs) = (
+                prospects(&unknown, &counting, true),
+                prospects(&counting, &unknown, false),
+            );
+            assert_eq!(own.plans[0], Plan::Meet(Kit::Virgin));
+            assert_eq!(theirs.plans[0], Plan::Meet(Kit::Row { delta: 1 }));
+            let meetings = own
+                .plans
+                .iter()
+                .filter(|plan| matches!(plan, Plan::Meet(_)));
+            assert_eq!(meetings.count(), 1, "{:?}", own.plans);
+        }
     }
 
     #[test]

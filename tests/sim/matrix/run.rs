@@ -13,12 +13,15 @@ use crate::common::secs;
 
 /// Longest time from the first packet to a direct path. What it takes is measured; this is when to give up.
 const LIMIT: Duration = secs(60);
-/// How long sockets that did not win may be kept, in case that the winner is a disappointment.
+/// How long sockets that did not win may be open.
 const CLOSING: Duration = secs(5);
+/// How many may be kept: every port of a row may have been answered, and any may be the one that the peer sends to.
+const KEPT: usize = limits::ROW_SOCKETS + 1;
 /// How long a host without UDP takes to find that out.
 const DIAL: Duration = secs(20);
-/// Longest time until data flows again after a silence in which a mapping was lost.
-const RECOVERY: Duration = secs(2);
+/// Longest time until data flows again after a silence in which a mapping was lost: two seconds, and more on a line
+/// whose jitter is twice its round trip time.
+const RECOVERY: Duration = secs(4);
 /// Mappings that one router may make for one host in one run: one spray of 2,048 probes, the ports that one side opens
 /// for it and for a prediction, and what plain punching, measuring and relays need.
 const MAPPINGS: u64 = 2_048 + 512;
@@ -233,7 +236,7 @@ fn tried(sim: &Sim, pair: Pair) -> String {
     format!("a tried {a}; b tried {b}")
 }
 
-/// Soon after the end of all attempts at most the socket that won is left.
+/// Soon after the end of all attempts only sockets that were answered are left.
 fn check_sockets(sim: &mut Sim, pair: Pair) -> Result<(), String> {
     let attempting = |sim: &Sim, from, to| {
         let tried = sim.explain(from, to).map(|one| one.attempts);
@@ -241,7 +244,7 @@ fn check_sockets(sim: &mut Sim, pair: Pair) -> Result<(), String> {
         last.is_some_and(|last| !last.answered && last.strategy != Strategy::Plain)
     };
     let left = |sim: &Sim, host| sim.host(host).spares();
-    let done = |sim: &Sim, host, other| attempting(sim, host, other) || left(sim, host) <= 1;
+    let done = |sim: &Sim, host, other| attempting(sim, host, other) || left(sim, host) <= KEPT;
     sim.try_until(CLOSING, |sim| {
         done(sim, pair.a, pair.b) && done(sim, pair.b, pair.a)
     });
