@@ -166,7 +166,6 @@ impl Pair {
                 Output::Packet { packet, .. } => self.hosts[at].received.push(packet),
                 Output::Relay(handle, action) => self.relay_action(at, handle, action),
                 // These hosts know of no gateway.
-                Output::PortMap(_) => {}
                 Output::Event(event) => self.hosts[at].events.push(event),
             }
         }

@@ -95,7 +95,7 @@ mod tests {
         let row = text.lines().last().unwrap();
         let words: Vec<&str> = row.split_whitespace().collect();
         assert_eq!(
-            words[1..],
+            words[2..],
             [
                 "198.51.100.4",
                 "port",
