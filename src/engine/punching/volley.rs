@@ -51,8 +51,6 @@ impl Engine {
                 }
                 return;
             }
-            // What was open a moment ago may have failed already.
-            attempt.answered = None;
             match salvo.poll(now) {
                 None => return,
                 Some(salvo::Shot::Pass(ttl)) => self.fire_all(now, index, ttl),
