@@ -16,7 +16,7 @@ const WATCHED: Duration = Duration::from_secs(4);
 pub(crate) struct Scene {
     pub(crate) internet: Internet,
     pub(crate) wifi: Router,
-    pub(crate) lte: Router,
+    _lte: Router,
     pub(crate) far: Router,
     pub(crate) relays: Vec<Relay>,
     pub(crate) a: Node,
@@ -76,7 +76,7 @@ impl Scene {
         Ok(Self {
             internet,
             wifi,
-            lte,
+            _lte: lte,
             far,
             relays,
             a,
