@@ -438,6 +438,18 @@ impl PathSet {
                 if current.key == best.key || !is_better(best, current) {
                     return None;
                 }
+                // Both may lead over the line that has just filled up, and the relay was measured before.
+                if best.key.kind() > current.key.kind() {
+                    let key = best.key;
+                    let sample = best.fresh_sample(now);
+                    if sample.is_none_or(|sample| !scoring::is_wide_gain(sample, current)) {
+                        let check = sample.is_none().then_some(now);
+                        if let Some(best) = self.get_mut(key) {
+                            best.check_at = check.or(best.check_at);
+                        }
+                        return None;
+                    }
+                }
                 (Some(best.key), scoring::advantage(best, current))
             }
             (Some(current), Some(best)) => (Some(best.key), current.fault(now)),
@@ -673,11 +685,16 @@ mod tests {
         slow(&mut set, 110, 20);
         assert_eq!(set.choose(at(10)), None, "by a wide margin only");
         slow(&mut set, 300, 20);
-        assert_eq!(set.choose(at(20)).unwrap().to, Some(relay()));
-        slow(&mut set, 75, 20);
-        assert_eq!(set.choose(at(30)), None, "and not back for a little");
+        assert_eq!(set.choose(at(20)), None, "the relay may be as slow now");
+        assert_eq!(set.get(relay()).unwrap().check_at, Some(at(20)));
+        prove(&mut set, relay(), 290, at(320));
+        assert_eq!(set.choose(at(320)), None, "and it is");
+        prove(&mut set, relay(), 20, at(350));
+        assert_eq!(set.choose(at(350)).unwrap().to, Some(relay()));
+        slow(&mut set, 150, 20);
+        assert_eq!(set.choose(at(360)), None, "and not back for a little");
         slow(&mut set, 20, 20);
-        assert_eq!(set.choose(at(40)).unwrap().to, Some(direct(1)));
+        assert_eq!(set.choose(at(370)).unwrap().to, Some(direct(1)));
     }
 
     #[test]

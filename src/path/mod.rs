@@ -92,6 +92,8 @@ pub(crate) struct Path {
     last_probe: Option<Instant>,
     /// A probe is wanted then.
     check_at: Option<Instant>,
+    /// The round trip time of the last probe that was answered, and when that was.
+    last_sample: Option<(Duration, Instant)>,
     /// Probes in a row that were not answered in time.
     unanswered: u32,
     /// Bytes sent to and received from an address that has proved nothing yet.
@@ -112,6 +114,8 @@ pub(crate) const SHORT_KEEPALIVE: Duration = Duration::from_secs(8);
 /// A path that carries data is measured this often, and those that could take its place less often.
 const MEASURE_CURRENT: Duration = Duration::from_secs(5);
 const MEASURE_OTHERS: Duration = Duration::from_secs(15);
+/// A round trip time that was measured longer ago is that of another situation, and no reason to leave a better kind of path.
+const FRESH: Duration = Duration::from_secs(2);
 /// A probe is given up after 1.5 round trips, but not before this.
 const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(100);
 /// And after this on a path that was never measured: two satellite hops there and back.
@@ -153,6 +157,7 @@ impl Path {
             probes: [None; limits::PROBES_IN_FLIGHT],
             last_probe: None,
             check_at: None,
+            last_sample: None,
             unanswered: 0,
             unproven_tx: 0,
             unproven_rx: 0,
@@ -408,6 +413,7 @@ impl Path {
         self.prove(now);
         self.doubted.take_if(|since| probe.sent >= *since);
         let sample = now.since(probe.sent);
+        self.last_sample = Some((sample, now));
         if probe.overdue {
             // A path that is that slow would be given up again and again, were this smoothed.
             self.rtt = Some(self.rtt.map_or(sample, |rtt| rtt.max(sample)));
@@ -427,6 +433,12 @@ impl Path {
     pub(crate) fn prove(&mut self, now: Instant) {
         self.proven = Some(now);
         self.unanswered = 0;
+    }
+
+    /// The round trip time as it is just now, if it was measured just now.
+    fn fresh_sample(&self, now: Instant) -> Option<Duration> {
+        let (sample, at) = self.last_sample?;
+        (now.since(at) < FRESH).then_some(sample)
     }
 
     /// Smooths: 1/4 of each new sample, twice of what TCP takes (RFC 6298), because samples are few.

@@ -51,6 +51,12 @@ fn is_outweighed(path: &Path, other: &Path, margin: Duration, factor: u32) -> bo
         && cost >= other.saturating_mul(factor)
 }
 
+/// True if a path with this round trip time is so much better than the current one that its tier does not count.
+pub(crate) fn is_wide_gain(sample: Duration, current: &Path) -> bool {
+    let cost = cost(current);
+    cost >= sample.saturating_add(WIDE_MARGIN) && cost >= sample.saturating_mul(WIDE_FACTOR)
+}
+
 /// True when `candidate` should take the place of `current`.
 pub(crate) fn is_better(candidate: &Path, current: &Path) -> bool {
     if tier(candidate) < tier(current) {

@@ -31,7 +31,7 @@ const URGENT_INTERVAL: Duration = Duration::from_millis(250);
 /// See [`URGENT_INTERVAL`]. Longer than a peer without answers stays in use.
 const URGENT: Duration = Duration::from_secs(150);
 /// A relay that was asked whether it is there has this long to answer, or three round trips: one loss is repaired by then.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(250);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(700);
 /// Round trip time to a relay that was never measured.
 const DEFAULT_RTT: Duration = Duration::from_millis(250);
 /// Shortest time between two such questions.
