@@ -11,7 +11,7 @@ AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
 
 .DEFAULT_GOAL := help
 .PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-no-cipher bench-scale bench-heal bench-tools fmt lint deny setup
-.PHONY: test-instructions lint-instructions bench-micro nat-matrix nat-matrix-docs
+.PHONY: test-instructions lint-instructions bench-micro bench-nat nat-matrix nat-matrix-docs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -99,6 +99,12 @@ bench-heal: ## how long connections stand still when something below them breaks
 	@$(MAKE) --no-print-directory release
 	@$(CARGO) build --release --locked -p mesh-tests --features heal --bin mesh-bench-heal
 	@$(SUDO) $(TARGET_DIR)/release/mesh-bench-heal $(HEAL)
+
+bench-nat: ## how long hosts stay relayed before they are direct, by their NATs (root); NAT="birthday --runs 100" for a part
+	@tests/setup.sh build demo
+	@$(MAKE) --no-print-directory release
+	@$(CARGO) build --release --locked -p mesh-tests --bin mesh-bench-nat
+	@$(SUDO) $(TARGET_DIR)/release/mesh-bench-nat $(NAT)
 
 bench-micro: ## what the parts of the core cost, each alone; MICRO="seal" and other options of criterion
 	$(CARGO) bench --locked -p mesh-core --bench micro -- $(MICRO)

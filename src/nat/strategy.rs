@@ -64,9 +64,14 @@ struct Side {
 
 impl Side {
     /// As which NATs a profile may be read. A mapping that does not depend on the port depends on the address or on
-    /// nothing; the latter is far more common.
+    /// nothing; the latter is far more common. Where ports are random it is the other way round: the plain punch has
+    /// failed before this matters, and does not fail for an endpoint-independent mapping.
     fn readings(profile: &NatProfile) -> Vec<Self> {
+        let is_random = matches!(profile.allocation, Allocation::Random { .. });
         let mappings: &[Mapping] = match profile.mapping {
+            Mapping::Unknown if is_random => {
+                &[Mapping::AddressDependent, Mapping::EndpointIndependent]
+            }
             Mapping::Unknown => &[Mapping::EndpointIndependent, Mapping::AddressDependent],
             Mapping::EndpointIndependent => &[Mapping::EndpointIndependent],
             Mapping::AddressDependent => &[Mapping::AddressDependent],
@@ -346,6 +351,6 @@ mod tests {
         let home = nat(Mapping::EndpointIndependent, strict, Allocation::Preserving);
         let prospects = prospects(&unknown, &home, true);
         assert!(prospects.plain);
-        assert_eq!(prospects.plans, [Plan::Meet(Kit::Measured), Plan::Open]);
+        assert_eq!(prospects.plans, [Plan::Open, Plan::Meet(Kit::Measured)]);
     }
 }

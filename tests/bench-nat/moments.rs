@@ -11,7 +11,10 @@ pub(crate) fn of_log(line: &str) -> Option<Duration> {
     let hours: u64 = parts.next()?.parse().ok()?;
     let minutes: u64 = parts.next()?.parse().ok()?;
     let seconds: f64 = parts.next()?.parse().ok()?;
-    Some(Duration::from_secs(3_600 * hours + 60 * minutes) + Duration::try_from_secs_f64(seconds).ok()?)
+    Some(
+        Duration::from_secs(3_600 * hours + 60 * minutes)
+            + Duration::try_from_secs_f64(seconds).ok()?,
+    )
 }
 
 /// The time of day of a line of `ping -D`: `[1767225600.123456] 64 bytes from …`.
@@ -39,7 +42,10 @@ mod tests {
     fn both_ways_of_writing_a_time_mean_the_same() {
         let log = of_log("2026-01-31T23:59:59.500000Z DEBUG meshd: b is now direct").unwrap();
         let ping = of_ping("[1769903999.500000] 64 bytes from fd00::1: icmp_seq=1").unwrap();
-        assert!(log.abs_diff(ping) < Duration::from_micros(2), "{log:?} {ping:?}");
+        assert!(
+            log.abs_diff(ping) < Duration::from_micros(2),
+            "{log:?} {ping:?}"
+        );
         assert_eq!(of_log("no time"), None);
         assert_eq!(of_ping("PING fd00::1"), None);
     }

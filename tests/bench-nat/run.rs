@@ -15,8 +15,6 @@ const START: Duration = Duration::from_secs(20);
 pub(crate) struct Run {
     /// From the first answered packet until the later of both hosts sends directly.
     pub(crate) took: Duration,
-    /// Probes of the host that sent more.
-    pub(crate) probes: u64,
 }
 
 /// `None` if the hosts were still relayed after `limit`.
@@ -50,17 +48,19 @@ fn attempt(lab: &Lab, nats: (Nat, Nat), delay: Duration, limit: Duration) -> Res
         }
         let line = format!("{peer} is now direct");
         // The log is written by another thread than the status.
-        within("the log to say so", START, || Ok(node.program().log().contains(&line)))?;
+        within("the log to say so", START, || {
+            Ok(node.program().log().contains(&line))
+        })?;
         let log = node.program().log();
         let said = log.lines().find(|text| text.contains(&line));
-        moments.push(said.and_then(moments::of_log).context("a line with its time")?);
+        moments.push(
+            said.and_then(moments::of_log)
+                .context("a line with its time")?,
+        );
     }
     let took = moments.into_iter().map(|at| moments::between(first, at));
-    let probes = [(&a, "b"), (&b, "a")].map(|(node, peer)| probes(node, peer));
-    Ok(Some(Run {
-        took: took.max().context("two hosts")?,
-        probes: probes.into_iter().max().unwrap_or(0),
-    }))
+    let took = took.max().context("two hosts")?;
+    Ok(Some(Run { took }))
 }
 
 /// What `ping` prints, line by line; it ends when dropped.

@@ -162,7 +162,7 @@ fn a_log_that_shows_a_key_or_payload_fails_its_test() {
         ];
         for leak in keys
             .iter()
-            .map(|key| std::fs::read_to_string(key))
+            .map(std::fs::read_to_string)
             .chain([Ok(lab.marker().to_owned())])
         {
             let mut echo = pair.a.ns.command("echo");
