@@ -431,7 +431,7 @@ impl PathSet {
             {
                 (
                     Some(best.key),
-                    "it answered first after the network changed",
+                    "it answered first after the network around us or the peer changed",
                 )
             }
             (Some(current), Some(best)) if current.is_usable(now) => {

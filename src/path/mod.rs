@@ -283,7 +283,9 @@ impl Path {
                 "the relay was lost, or the peer left it"
             }
             _ if self.is_distrusted(now) => "it answered probes and lost the data",
-            _ if self.is_doubted() => "it did not answer after the network changed",
+            _ if self.is_doubted() => {
+                "it did not answer after the network around us or the peer changed"
+            }
             PathKey::Direct(..) if self.proven.is_none() => {
                 "this host has no address for it any more"
             }

@@ -31,7 +31,12 @@ fn a_tcp_stream_survives_the_death_of_the_direct_path_and_status_says_why_it_is_
         ensure!(took < LIMIT, "pings were lost for {took:?}");
         pulse.check_stream(SOON)?;
         let reason = pair.a.peer("b")?["path"]["reason"].to_string();
-        ensure!(reason.contains("acknowledged"), "the reason is {reason}");
+        // The side that notices first calls the other one, which then doubts the path as well.
+        let known = ["acknowledged", "did not answer"];
+        ensure!(
+            known.iter().any(|known| reason.contains(known)),
+            "the reason is {reason}"
+        );
         let text = pair.a.ctl_ok(&["status"])?;
         ensure!(text.contains("b is relayed for"), "{text}");
         Ok(())

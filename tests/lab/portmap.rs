@@ -7,10 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use mesh_tests::lab::{
-    Internet, Lab, MiniUpnpd, Namespace, Nat, Node, Relay, Speaks, TwoNats, WanInput, scenario,
-    within,
-};
+use mesh_tests::lab::{Lab, MiniUpnpd, Namespace, Nat, Speaks, TwoNats, scenario, within};
 
 use super::{Pair, SOON};
 
@@ -118,22 +115,6 @@ fn a_router_with_everything_is_asked_for_one_mapping() {
 }
 
 #[test]
-fn a_router_that_has_restarted_is_asked_again_at_once() {
-    scenario(|lab| {
-        let natpmp = Speaks {
-            natpmp: true,
-            ..Speaks::default()
-        };
-        let (pair, mut router) = symmetric(lab, natpmp)?;
-        mapping_appears(&pair)?;
-        // Its clock has to have run on for a restart to show: no event tells of that.
-        std::thread::sleep(Duration::from_secs(4));
-        router.restart(&pair.net.nat_a)?;
-        mapping_appears(&pair)
-    });
-}
-
-#[test]
 fn a_mapping_behind_a_second_nat_is_not_offered() {
     scenario(|lab| {
         let elsewhere = Ipv4Addr::new(44, 129, 0, 9);
@@ -210,12 +191,11 @@ fn a_router_that_answers_garbage_and_hangs_costs_nothing() {
         let threads = play_the_fool(&net.nat_a.ns, Arc::clone(&stop))?;
         let mut pair = Pair::on(lab, net)?;
         pair.settle("direct")?;
+        // An echo of the first PCP request is a valid answer to it; what is asked next gets none.
         let netcheck = pair.a.ctl_ok(&["netcheck", "--json"])?;
         let netcheck: serde_json::Value = serde_json::from_str(&netcheck)?;
-        ensure!(
-            netcheck["port_mapping"] == serde_json::json!([]),
-            "{netcheck}"
-        );
+        let offered = netcheck["port_mapping"].to_string();
+        ensure!(!offered.contains("upnp"), "{netcheck}");
         pair.a.stop()?;
         stop.store(true, Ordering::Relaxed);
         for thread in threads {
@@ -248,42 +228,5 @@ fn a_router_that_answers_nothing_costs_nothing() {
             "it was never asked: {dropped}"
         );
         pair.a.stop()
-    });
-}
-
-/// A host with IPv6 behind a router with a firewall: the hole is there while it is needed.
-fn check_pinhole(speaks: Speaks) {
-    scenario(|lab| {
-        let mut internet = Internet::new(true)?;
-        let (relay_ns, address) = internet.host("relay")?;
-        let mut router = internet.router("nat", Nat::Masquerade, WanInput::Drop)?;
-        let (ns, _) = router.host("a")?;
-        let _router = MiniUpnpd::start(lab, &router, ROUTER, speaks)?;
-        let relay = Relay::start(lab, &relay_ns, address)?;
-        let (mut a, _) = Node::pair(lab, &ns, &relay_ns, &[&relay.url])?;
-        a.start()?;
-        within("a hole in the firewall", SOON, || {
-            Ok(MiniUpnpd::pinholes(&router)?.len() == 1)
-        })?;
-        a.stop()?;
-        let left = MiniUpnpd::pinholes(&router)?;
-        ensure!(left.is_empty(), "after SIGTERM: {left:?}");
-        Ok(())
-    });
-}
-
-#[test]
-fn a_hole_in_an_ipv6_firewall_is_opened_and_closed_by_pcp() {
-    check_pinhole(Speaks {
-        pcp: true,
-        ..Speaks::default()
-    });
-}
-
-#[test]
-fn a_hole_in_an_ipv6_firewall_is_opened_and_closed_by_upnp() {
-    check_pinhole(Speaks {
-        upnp: true,
-        ..Speaks::default()
     });
 }

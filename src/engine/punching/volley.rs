@@ -51,10 +51,6 @@ impl Engine {
                 }
                 return;
             }
-            // What had opened is gone again: go on, or the settling of it would be due for ever.
-            attempt
-                .answered
-                .take_if(|(since, _)| now.since(*since) >= super::SETTLE);
             match salvo.poll(now) {
                 None => return,
                 Some(salvo::Shot::Pass(ttl)) => self.fire_all(now, index, ttl),

@@ -31,9 +31,8 @@ pub struct Speaks {
 /// A running miniupnpd.
 #[derive(Debug)]
 pub struct MiniUpnpd {
-    lab: Lab,
-    config: std::path::PathBuf,
-    program: Option<Program>,
+    /// Ends with it.
+    _program: Program,
 }
 
 impl MiniUpnpd {
@@ -99,35 +98,7 @@ impl MiniUpnpd {
             ),
         )?;
         let program = Self::launch(lab, router, &config)?;
-        Ok(Self {
-            lab: lab.clone(),
-            config,
-            program: Some(program),
-        })
-    }
-
-    /// As if the router had been switched off and on: a new process, no mappings.
-    ///
-    /// # Errors
-    ///
-    /// When it does not start again.
-    pub fn restart(&mut self, router: &Router) -> Result<()> {
-        if let Some(program) = self.program.take() {
-            program.kill();
-        }
-        router.ns.nft(
-            "flush chain inet mapped prerouting_miniupnpd
-             flush chain inet mapped postrouting_miniupnpd
-             flush chain inet filter miniupnpd",
-        )?;
-        for file in std::fs::read_dir(self.lab.dir())? {
-            let file = file?;
-            if file.file_name().to_string_lossy().starts_with("leases-") {
-                std::fs::remove_file(file.path())?;
-            }
-        }
-        self.program = Some(Self::launch(&self.lab, router, &self.config)?);
-        Ok(())
+        Ok(Self { _program: program })
     }
 
     fn launch(lab: &Lab, router: &Router, config: &std::path::Path) -> Result<Program> {
@@ -158,22 +129,6 @@ impl MiniUpnpd {
         Ok(rules
             .lines()
             .filter(|line| line.contains("dnat"))
-            .map(|line| line.trim().to_owned())
-            .collect())
-    }
-
-    /// The holes in the router's IPv6 firewall.
-    ///
-    /// # Errors
-    ///
-    /// When nft fails.
-    pub fn pinholes(router: &Router) -> Result<Vec<String>> {
-        let rules = router
-            .ns
-            .run("nft", &["list", "chain", "inet", "filter", "miniupnpd"])?;
-        Ok(rules
-            .lines()
-            .filter(|line| line.contains("2a00:a000:"))
             .map(|line| line.trim().to_owned())
             .collect())
     }
