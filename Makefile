@@ -40,7 +40,7 @@ lint: ## formatting and clippy, warnings denied
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p mesh-tests --all-targets --test lab -- -D warnings
-	$(CARGO) clippy --locked -p mesh-tests --features sim,scale --lib --bins --test sim -- -D warnings
+	$(CARGO) clippy --locked -p mesh-tests --features sim,scale,heal --lib --bins --test sim -- -D warnings
 
 test-unit: ## unit tests
 	$(CARGO) test --locked --workspace

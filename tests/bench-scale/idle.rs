@@ -79,6 +79,7 @@ fn nodes(lab: &Lab, internet: &mut Internet, relay: &str) -> Result<(Node, Vec<N
         relays: vec![relay.to_owned()],
         address: Some(mesh::address(address).to_string()),
         peers,
+        ..Settings::default()
     };
     let with_endpoint = |node: &Node, address: u8, outer: IpAddr| PeerConfig {
         endpoint: Some(SocketAddr::new(outer, PORT)),

@@ -128,6 +128,7 @@ impl Pair {
                 peers: std::iter::once(present)
                     .chain(mesh::absent(peers - 1))
                     .collect(),
+                ..Settings::default()
             })?;
         }
         let mut server = hosts[1].command("iperf3");

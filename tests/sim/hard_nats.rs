@@ -54,7 +54,7 @@ fn attempts(sim: &Sim, from: HostId, to: HostId) -> Vec<AttemptReport> {
 /// Runs until there is a direct path that carries data.
 fn opens(seed: u64, a: Site, b: Site, limit: Duration) -> (Sim, Pair) {
     let (mut sim, pair) = pair(seed, a, b);
-    let flow = if seed % 2 == 0 {
+    let flow = if seed.is_multiple_of(2) {
         sim.echo(pair.a, pair.b)
     } else {
         sim.echo(pair.b, pair.a)
@@ -222,7 +222,7 @@ fn no_budget_is_exceeded_where_nothing_helps() {
             assert_eq!(sim.host(host).spares(), 0);
         }
         assert!(
-            most >= limits::SPRAY_SOCKETS && most <= limits::SPRAY_SOCKETS + 8,
+            (limits::SPRAY_SOCKETS..=limits::SPRAY_SOCKETS + 8).contains(&most),
             "{most}"
         );
     });

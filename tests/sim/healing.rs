@@ -110,7 +110,7 @@ impl Scene {
     }
 
     fn mover(&self, seed: u64) -> HostId {
-        if seed % 2 == 0 {
+        if seed.is_multiple_of(2) {
             self.pair.a
         } else {
             self.pair.b
@@ -160,7 +160,11 @@ fn a_direct_path_that_dies_in_one_direction_costs_less_than_a_second() {
     for_lines(10, |seed, line| {
         let mut scene = Scene::direct(seed, line);
         let (a, b) = scene.externals();
-        let (from, to) = if seed % 2 == 0 { (a, b) } else { (b, a) };
+        let (from, to) = if seed.is_multiple_of(2) {
+            (a, b)
+        } else {
+            (b, a)
+        };
         scene.check(secs(1), |sim| sim.core().block(from, to));
     });
 }
@@ -300,7 +304,7 @@ fn hosts_without_any_relay_find_each_other_after_a_move() {
 fn a_router_that_forgets_its_mappings_costs_less_than_a_second() {
     for_lines(10, |seed, line| {
         let mut scene = Scene::direct(seed, line);
-        let router = if seed % 2 == 0 {
+        let router = if seed.is_multiple_of(2) {
             scene.pair.router_a
         } else {
             scene.pair.router_b
