@@ -46,7 +46,7 @@ fn attempt(lab: &Lab, nats: (Nat, Nat), delay: Duration, limit: Duration) -> Res
         if node.wait_path(peer, "direct", limit).is_err() {
             return Ok(None);
         }
-        let line = format!("{peer} is now direct");
+        let line = format!("{peer} is now reached by direct");
         // The log is written by another thread than the status.
         within("the log to say so", START, || {
             Ok(node.program().log().contains(&line))
