@@ -40,7 +40,8 @@ mod tests {
 
     #[test]
     fn both_ways_of_writing_a_time_mean_the_same() {
-        let log = of_log("2026-01-31T23:59:59.500000Z DEBUG meshd: b is now reached by direct").unwrap();
+        let log =
+            of_log("2026-01-31T23:59:59.500000Z DEBUG meshd: b is now reached by direct").unwrap();
         let ping = of_ping("[1769903999.500000] 64 bytes from fd00::1: icmp_seq=1").unwrap();
         assert!(
             log.abs_diff(ping) < Duration::from_micros(2),

@@ -285,10 +285,11 @@ fn transfers_go_on_when_the_kernel_forgets_its_session_and_changes_its_port() {
         let interop = Interop::new(lab, Initiator::Kernel, None)?;
         interop.contact(Initiator::Kernel)?;
         let hash = interop.upload("/tmp/file", |_| Ok(()))?;
-        // What tells meshd of the new port, should the transfer from the kernel be over by then.
-        interop
-            .kernel
-            .run(&format!("ping -i 0.2 {MESH} >/dev/null & pings=$!"))?;
+        // What tells meshd of the new port, should the transfer from the kernel be over by then. One at a time: busybox's ping
+        // gives up where a packet cannot be sent, as while the kernel has no peer.
+        interop.kernel.run(&format!(
+            "while :; do ping -c 1 -W 1 {MESH}; sleep 0.2; done >/dev/null 2>&1 & pings=$!"
+        ))?;
         interop.download("/tmp/file", &hash, || {
             let again = interop.upload("/tmp/again", |sent| disturb(&interop, sent))?;
             ensure!(again == hash);
