@@ -45,16 +45,16 @@ fn tier(path: &Path) -> PathKind {
 
 /// True if the path of a better tier is so much worse than the other that it loses its place.
 fn is_outweighed(path: &Path, other: &Path, margin: Duration, factor: u32) -> bool {
-    let (cost, other) = (cost(path), cost(other));
-    path.rtt().is_some()
-        && cost >= other.saturating_add(margin)
-        && cost >= other.saturating_mul(factor)
+    path.rtt().is_some() && exceeds(cost(path), cost(other), margin, factor)
+}
+
+fn exceeds(cost: Duration, other: Duration, margin: Duration, factor: u32) -> bool {
+    cost >= other.saturating_add(margin) && cost >= other.saturating_mul(factor)
 }
 
 /// True if a path with this round trip time is so much better than the current one that its tier does not count.
 pub(crate) fn is_wide_gain(sample: Duration, current: &Path) -> bool {
-    let cost = cost(current);
-    cost >= sample.saturating_add(WIDE_MARGIN) && cost >= sample.saturating_mul(WIDE_FACTOR)
+    exceeds(cost(current), sample, WIDE_MARGIN, WIDE_FACTOR)
 }
 
 /// True when `candidate` should take the place of `current`.
