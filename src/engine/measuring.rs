@@ -112,6 +112,8 @@ impl Engine {
         if answered {
             // What comes next may be due at once; a round or a survey waits for its answers.
             self.service_prober(now);
+            // And our address as relays see it may be another one than peers were told.
+            self.update_offer(now);
         } else {
             self.drops.unknown_protocol += 1;
         }
