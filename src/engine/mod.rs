@@ -30,6 +30,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use crate::nat::NatProfile;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -109,7 +110,7 @@ pub struct Engine {
     ledger: Ledger,
     traversal: Traversal,
     /// Our addresses as peers were last told.
-    offered: Vec<SocketAddr>,
+    offered: (Vec<SocketAddr>, NatProfile),
     port_mapper: PortMapper,
     netchecks: VecDeque<(NetworkIndex, u64)>,
     outputs: VecDeque<Output>,
@@ -144,7 +145,7 @@ impl Engine {
             attempt: None,
             ledger: Ledger::default(),
             traversal: Traversal::default(),
-            offered: Vec::new(),
+            offered: Default::default(),
             port_mapper: PortMapper::default(),
             netchecks: VecDeque::new(),
             outputs: VecDeque::new(),

@@ -140,7 +140,10 @@ impl Engine {
             return;
         };
         peer.candidates.clone_from(&call.candidates);
-        peer.punching.profile = Some(call.profile);
+        let news = peer.punching.profile.replace(call.profile) != Some(call.profile);
+        if news {
+            self.reconsider(now, index);
+        }
         if call.reply {
             if self.awaits_answer(index, call.round) {
                 self.attempt_answered(now, index, &call);
@@ -220,6 +223,26 @@ impl Engine {
     fn own_public_ip(&self) -> Option<std::net::IpAddr> {
         let mut seen = self.prober.reflexive().filter(SocketAddr::is_ipv4);
         seen.next().map(|address| address.ip())
+    }
+
+    /// What one of the two NATs does has become known: a round that cannot work need not run to its end, nor its pause.
+    pub(super) fn reconsider(&mut self, now: Instant, index: PeerIndex) {
+        let planned = self
+            .prospects(index)
+            .is_some_and(|prospects| !prospects.plain && !prospects.plans.is_empty());
+        let politeness = self.politeness(index);
+        let Some(peer) = self.peer_mut(index).filter(|_| planned) else {
+            return;
+        };
+        match &mut peer.punching.running {
+            Some(punch) => punch.give_up_hope(),
+            None if peer.punching.failed > 0 && !peer.punching.plan_due => {
+                peer.punching.plan_due = true;
+                peer.punching.next = Some(now + politeness);
+            }
+            None => {}
+        }
+        self.arm(now, index, None);
     }
 
     /// A plain round ended without a path: try what may work, or wait.
