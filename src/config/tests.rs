@@ -219,7 +219,7 @@ fn all_problems_are_reported_by_line() {
         "listen_port = -1\nfoo = 1\n[network.home]\nautostart = 1\nrelays = [1, 2]\ninterface = \"/\"",
         &[
             "1: listen_port: -1 is not a port; use 0 (any free port) to 65535",
-            "2: foo: unknown key; known here: listen_port, network",
+            "2: foo: unknown key; known here: listen_port, lan_discovery, network",
             "4: network.home.autostart: must be true or false, not a number; write autostart = true",
             "5: network.home.relays: must be a string, not a number; \
              write relays = [\"mesh://<relay-id>@relay.example.org:443\"]",

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use mesh_core::engine::HostAddress;
+use mesh_core::engine::{HostAddress, LanAddress};
 
 use super::links::{Link, LinkAddress, LinkKind};
 
@@ -46,6 +46,27 @@ pub fn select(
     selected.retain(|address| seen.insert(address.ip));
     selected.truncate(MAX_ADDRESSES);
     selected
+}
+
+/// The offered addresses on links that we share with others, where peers may be found by multicast.
+pub fn on_links(
+    links: &[Link],
+    addresses: &[LinkAddress],
+    offered: &[HostAddress],
+) -> Vec<LanAddress> {
+    let shared = |address: &&LinkAddress| {
+        let multicast = |link: &Link| link.index == address.link && link.multicast;
+        let real = |offer: &HostAddress| offer.ip == address.net.addr() && !offer.virtual_interface;
+        // Nobody else fits into the prefix of a single address.
+        address.net.prefix_len() < address.net.max_prefix_len()
+            && links.iter().any(multicast)
+            && offered.iter().any(real)
+    };
+    let lan = |address: &LinkAddress| LanAddress {
+        interface: address.link,
+        net: address.net,
+    };
+    addresses.iter().filter(shared).map(lan).collect()
 }
 
 /// True for a privacy address beside a stable one of the same prefix: it leads to the same place and changes every day.
@@ -91,6 +112,7 @@ mod tests {
             up: true,
             running: true,
             mtu: 1_500,
+            multicast: true,
             vrf_table: None,
         }
     }
