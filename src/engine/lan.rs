@@ -115,7 +115,9 @@ impl Engine {
             return;
         }
         let soon = now + HINT_PAUSE;
-        if !peer.is_ready() || peer.paths.route().is_none() {
+        // A session whose first words were never answered says nothing about other addresses either.
+        let mute = !peer.uses(now).probes && !peer.paths.has_relay();
+        if !peer.is_ready() || peer.paths.route().is_none() || mute {
             peer.handshake.get_or_insert_with(|| Handshake::new(soon));
         }
         if let Some(handshake) = &mut peer.handshake

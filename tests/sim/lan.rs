@@ -62,6 +62,8 @@ fn hosts_with_ipv6_alone_find_each_other() {
         let (router, [a, b]) = neighbours(&mut sim, ["a", "b"]);
         for host in [a, b] {
             sim.unplug(host, true);
+        }
+        for host in [a, b] {
             sim.plug(host, router, Families::V6, true);
             sim.start(host);
         }
@@ -96,11 +98,14 @@ fn hosts_that_both_move_to_another_network_find_each_other_there() {
         let (_, [a, b]) = neighbours(&mut sim, ["a", "b"]);
         let other = sim.router(RouterConfig::nat(NatConfig::home()), LinkConfig::access());
         // So that the addresses there are others.
-        sim.host_behind(other, "printer");
+        for printer in ["one", "two"] {
+            sim.host_behind(other, printer);
+        }
         sim.start(a);
         sim.start(b);
         sim.echo(a, b);
         sim.run_until("a direct path", secs(5), |sim| sim.is_direct(a, b));
+        sim.run_for(secs(1));
         for host in [a, b] {
             sim.unplug(host, false);
         }
