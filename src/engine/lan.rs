@@ -238,3 +238,168 @@ fn is_wanted(now: Instant, peer: &Peer) -> bool {
     let needed = peer.handshake.is_some() || peer.is_active(now);
     needed && peer.node_id().is_some() && !peer.paths.has_usable_direct(now)
 }
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::engine::{HostAddress, LanAction, NetworkSetup, PeerKey, PeerSetup};
+    use crate::identity::{Identity, NetworkId};
+    use crate::session::Kernel;
+
+    const NET: NetworkIndex = NetworkIndex(0);
+
+    fn identity(seed: u8) -> Identity {
+        Identity::from_seed(Zeroizing::new([seed; 32]))
+    }
+
+    fn peer(seed: u8) -> PeerSetup {
+        PeerSetup {
+            key: PeerKey::Mesh(identity(seed).id()),
+            name: format!("peer{seed}"),
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            psk: None,
+            endpoints: Vec::new(),
+        }
+    }
+
+    /// A host at 192.168.1.2 that wants peer 2, and has asked for it.
+    fn wanting(now: Instant, out: &mut Batches) -> Engine {
+        let mut engine = Engine::new([7; 32], Kernel::Ring, now, Duration::from_secs(1 << 30));
+        let setup = NetworkSetup {
+            name: "home".to_owned(),
+            id: NetworkId::from_name("home"),
+            identity: identity(1),
+            addresses: Vec::new(),
+            mtu: 1_280,
+            peers: vec![peer(2), peer(3)],
+            relays: Vec::new(),
+        };
+        engine.add_network(now, NET, setup).unwrap();
+        let own = HostAddress {
+            ip: "192.168.1.2".parse().unwrap(),
+            virtual_interface: false,
+            mtu: 1_500,
+        };
+        engine.set_local_addresses(now, &[own], Some(41_820), None);
+        let net = "192.168.1.2/24".parse().unwrap();
+        engine.set_lan(now, &[LanAddress { interface: 2, net }]);
+        let wanted = peer(2).key;
+        engine.ping(now, NET, wanted, 1, Duration::from_secs(60), out);
+        engine.handle_timeout(now, out);
+        engine
+    }
+
+    /// What somebody who knows this node's ID says, from an address of its choice.
+    fn announcement(node: u8, from: &str, port: u16) -> LanPacket {
+        let from: IpAddr = from.parse().unwrap();
+        let key = identity(node).id().to_wireguard();
+        let network = NetworkId::from_name("home");
+        let nonce = [node; 8];
+        let address = SocketAddr::new(from, port);
+        let instance = Instance {
+            label: [1; 8],
+            port,
+            nonce,
+            tag: tag(&key, &network, &nonce, address),
+        };
+        LanPacket {
+            interface: 2,
+            from: SocketAddr::new(from, mdns::PORT),
+            hop_limit: 255,
+            payload: mdns::answer(&[instance], mdns::LIFETIME),
+        }
+    }
+
+    fn drain(engine: &mut Engine) -> (Vec<SocketAddr>, Vec<Vec<u8>>) {
+        let (mut datagrams, mut said) = (Vec::new(), Vec::new());
+        while let Some(output) = engine.poll_output() {
+            match output {
+                Output::Datagram { remote, .. } => datagrams.push(remote),
+                Output::Lan(LanAction::Send { payload, .. }) => said.push(payload),
+                _ => {}
+            }
+        }
+        (datagrams, said)
+    }
+
+    /// Lets time pass up to `end`.
+    fn run(engine: &mut Engine, end: Instant, out: &mut Batches) {
+        while let Some(due) = engine.poll_timeout().filter(|due| *due <= end) {
+            engine.handle_timeout(due, out);
+        }
+    }
+
+    #[test]
+    fn a_wanted_peer_is_asked_for_and_called_where_it_says_it_is() {
+        let now = Instant::from_boot(Duration::from_secs(1_000));
+        let mut out = Batches::new(Kernel::Ring);
+        let mut engine = wanting(now, &mut out);
+        assert_eq!(drain(&mut engine), (Vec::new(), vec![mdns::query()]));
+        // Peer 3 is known and not wanted; nobody else is known.
+        for node in [3, 4] {
+            engine.handle_lan(now, &announcement(node, "192.168.1.9", 41_820), &mut out);
+        }
+        run(&mut engine, now + Duration::from_millis(10), &mut out);
+        assert_eq!(drain(&mut engine).0, []);
+        engine.handle_lan(now, &announcement(2, "192.168.1.9", 41_820), &mut out);
+        run(&mut engine, now + Duration::from_millis(20), &mut out);
+        let there: Vec<SocketAddr> = vec!["192.168.1.9:41820".parse().unwrap()];
+        assert_eq!(drain(&mut engine).0, there);
+    }
+
+    #[test]
+    fn nobody_makes_us_send_to_what_is_no_neighbour() {
+        let now = Instant::from_boot(Duration::from_secs(1_000));
+        let mut out = Batches::new(Kernel::Ring);
+        let mut engine = wanting(now, &mut out);
+        drain(&mut engine);
+        for (from, port) in [
+            ("192.168.1.2", 41_820),
+            ("192.168.1.255", 41_820),
+            ("192.168.1.0", 41_820),
+            ("192.168.2.9", 41_820),
+            ("127.0.0.1", 41_820),
+            ("224.0.0.251", 5_353),
+            ("8.8.8.8", 53),
+            ("fe80::9", 41_820),
+        ] {
+            engine.handle_lan(now, &announcement(2, from, port), &mut out);
+        }
+        let routed = LanPacket {
+            hop_limit: 64,
+            ..announcement(2, "192.168.1.9", 41_820)
+        };
+        engine.handle_lan(now, &routed, &mut out);
+        run(&mut engine, now + Duration::from_millis(10), &mut out);
+        assert_eq!(drain(&mut engine).0, []);
+    }
+
+    #[test]
+    fn whoever_knows_the_id_causes_a_handful_of_handshakes() {
+        let now = Instant::from_boot(Duration::from_secs(1_000));
+        let mut out = Batches::new(Kernel::Ring);
+        let mut engine = wanting(now, &mut out);
+        drain(&mut engine);
+        let mut datagrams = Vec::new();
+        for round in 0..100 {
+            let at = now + Duration::from_millis(round * 100);
+            for last in 3..200 {
+                let packet = announcement(2, &format!("192.168.1.{last}"), 41_820);
+                engine.handle_lan(at, &packet, &mut out);
+            }
+            run(&mut engine, at + Duration::from_millis(99), &mut out);
+            datagrams.extend(drain(&mut engine).0);
+        }
+        // Of some 20,000 in ten seconds: a hint a second and four at once, and a handshake for each goes to four of them.
+        assert!((8..=80).contains(&datagrams.len()), "{}", datagrams.len());
+        assert!(engine.drops().rate_limited > 15_000);
+        // And without any more, soon nothing.
+        run(&mut engine, now + Duration::from_secs(45), &mut out);
+        drain(&mut engine);
+        run(&mut engine, now + Duration::from_secs(90), &mut out);
+        assert_eq!(drain(&mut engine).0, []);
+    }
+}

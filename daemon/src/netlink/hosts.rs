@@ -181,6 +181,39 @@ mod tests {
     }
 
     #[test]
+    fn peers_are_looked_for_where_others_can_be() {
+        let links = [
+            link(2, LinkKind::Real),
+            link(3, LinkKind::Tunnel),
+            link(4, LinkKind::Virtual),
+            Link {
+                multicast: false,
+                ..link(5, LinkKind::Real)
+            },
+        ];
+        let addresses = [
+            address(2, "192.168.1.2/24"),
+            address(2, "192.0.2.7/32"),
+            address(2, "2001:db8::1/64"),
+            address(2, "fe80::1/64"),
+            address(3, "10.9.0.1/24"),
+            address(4, "172.17.0.1/16"),
+            address(5, "198.51.100.1/24"),
+        ];
+        let shown = |uplinks: &BTreeSet<u32>| -> Vec<String> {
+            let offered = select(&links, &addresses, uplinks, &[]);
+            let found = on_links(&links, &addresses, &offered).into_iter();
+            found
+                .map(|lan| format!("{} {}", lan.interface, lan.net))
+                .collect()
+        };
+        let real = ["2 192.168.1.2/24", "2 2001:db8::1/64"];
+        assert_eq!(shown(&BTreeSet::new()), real);
+        let bridge = BTreeSet::from([4]);
+        assert_eq!(shown(&bridge), [&real[..], &["4 172.17.0.1/16"]].concat());
+    }
+
+    #[test]
     fn bridge_with_the_default_route_is_real() {
         let links = [link(4, LinkKind::Virtual)];
         let addresses = [address(4, "192.168.1.2/24")];
