@@ -134,6 +134,7 @@ fn stun_servers<'a>(relays: impl Iterator<Item = &'a RelayClient>) -> Vec<StunSe
             servers.push(StunServer {
                 main,
                 alternative: relay.alternative(),
+                elsewhere: relay.elsewhere(),
             });
         }
     }

@@ -286,7 +286,7 @@ impl Engine {
                     socket: sample.socket,
                     remote: sample.relay,
                     ttl: None,
-                    payload: stun::binding_request(&sample.id, false),
+                    payload: stun::binding_request(&sample.id, stun::Change::Nothing),
                 });
             }
             self.arm(now, index, None);
