@@ -255,3 +255,80 @@ fn receive(socket: &UdpSocket, interface: u32) -> io::Result<LanPacket> {
         payload: payload[..length].to_vec(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::wire::mdns::{self, query};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::sandbox;
+
+    fn ip(arguments: &str) {
+        let mut command = std::process::Command::new("ip");
+        let status = command.args(arguments.split(' ')).status().unwrap();
+        assert!(status.success(), "ip {arguments}");
+    }
+
+    /// Another program that speaks multicast DNS, as Avahi binds.
+    fn other(interface: u32) -> Socket {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.set_reuse_port(true).unwrap();
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
+        socket.bind(&any.into()).unwrap();
+        let interface = InterfaceIndexOrAddress::Index(interface);
+        socket.join_multicast_v4_n(&GROUP_V4, &interface).unwrap();
+        let seconds = Some(Duration::from_millis(300));
+        socket.set_read_timeout(seconds).unwrap();
+        socket
+    }
+
+    async fn next(socket: &UdpSocket) -> LanPacket {
+        let received = socket.async_io(Interest::READABLE, || receive(socket, 2));
+        let received = timeout(Duration::from_secs(5), received).await;
+        received.expect("a packet in time").unwrap()
+    }
+
+    #[test]
+    fn the_port_is_shared_and_only_our_own_name_is_heard() {
+        sandbox::run(async || {
+            ip("link set lo up");
+            ip("link add eth0 type dummy");
+            ip("addr add 192.168.1.2/24 dev eth0");
+            ip("link set eth0 up");
+            let index = nix::net::if_::if_nametoindex("eth0").unwrap();
+            let other = other(index);
+            let group = LanGroup {
+                interface: index,
+                ipv6: false,
+            };
+            let ours = join(group).unwrap();
+            let to = SocketAddr::from((GROUP_V4, PORT)).into();
+            let printer = b"\0\0\x84\0\0\0\0\x01\0\0\0\0\x04_ipp\x04_tcp\x05local\0";
+            for ttl in [255, 3] {
+                other.set_multicast_ttl_v4(ttl).unwrap();
+                for payload in [printer.as_slice(), &[], &query()[..13], &query()] {
+                    other.send_to(payload, &to).unwrap();
+                }
+                let packet = next(&ours).await;
+                assert_eq!(packet.payload, query());
+                assert_eq!(packet.from, "192.168.1.2:5353".parse().unwrap());
+                assert_eq!(u32::from(packet.hop_limit), ttl);
+            }
+            // What is for the other program alone goes there.
+            let sender = std::net::UdpSocket::bind("192.168.1.2:0").unwrap();
+            sender
+                .send_to(&query(), ("192.168.1.2", mdns::PORT))
+                .unwrap();
+            let mut seen = 0;
+            let mut buffer = [std::mem::MaybeUninit::uninit(); 100];
+            while other.recv(&mut buffer).is_ok() {
+                seen += 1;
+            }
+            assert_eq!(seen, 9);
+            let mut nothing = [0; 100];
+            assert!(ours.try_recv(&mut nothing).is_err());
+        });
+    }
+}
