@@ -267,10 +267,12 @@ pub fn natpmp_message(data: &[u8]) {
 /// Multicast DNS: what is understood is written in one form, which reads as the same.
 pub fn mdns_packet(data: &[u8]) {
     if let Ok(mdns::Message::Answer(instances)) = mdns::parse(data) {
-        assert!((1..=mdns::MAX_INSTANCES).contains(&instances.len()));
+        assert!(instances.len() <= mdns::MAX_INSTANCES);
         assert!(instances.iter().all(|instance| instance.port != 0));
         let packet = mdns::answer(&instances, mdns::LIFETIME);
-        assert_eq!(mdns::parse(&packet), Ok(mdns::Message::Answer(instances)));
+        if !instances.is_empty() {
+            assert_eq!(mdns::parse(&packet), Ok(mdns::Message::Answer(instances)));
+        }
     }
 }
 

@@ -57,7 +57,7 @@ const SRV: u16 = 33;
 pub enum Message {
     /// Somebody asks who is here.
     Query,
-    /// Somebody is here, or says so: at most [`MAX_INSTANCES`].
+    /// Somebody is here, or says so: at most [`MAX_INSTANCES`]. None if it only takes back what it said.
     Answer(Vec<Instance>),
 }
 
@@ -166,35 +166,42 @@ pub fn parse(packet: &[u8]) -> Result<Message, WireError> {
     for _ in 0..records {
         cursor.record(&mut found)?;
     }
-    match found.instances() {
-        instances if instances.is_empty() => Err(WireError::Invalid("service")),
-        instances => Ok(Message::Answer(instances)),
+    if !found.ours {
+        return Err(WireError::Invalid("service"));
     }
+    Ok(Message::Answer(found.instances()))
 }
 
 /// What is known of each instance so far.
 #[derive(Default)]
-struct Found(Vec<Draft>);
+struct Found {
+    /// The packet is about our service.
+    ours: bool,
+    drafts: Vec<Draft>,
+}
 
 struct Draft {
     label: [u8; 8],
     port: Option<u16>,
-    keys: Option<([u8; 8], [u8; 8])>,
+    keys: Option<Keys>,
 }
+
+/// A nonce and a tag.
+type Keys = ([u8; 8], [u8; 8]);
 
 impl Found {
     fn draft(&mut self, label: [u8; 8]) -> Option<&mut Draft> {
-        let at = self.0.iter().position(|draft| draft.label == label);
-        if at.is_none() && self.0.len() < MAX_INSTANCES {
-            self.0.push(Draft {
+        let at = self.drafts.iter().position(|draft| draft.label == label);
+        if at.is_none() && self.drafts.len() < MAX_INSTANCES {
+            self.drafts.push(Draft {
                 label,
                 port: None,
                 keys: None,
             });
         }
         match at {
-            Some(at) => self.0.get_mut(at),
-            None => self.0.last_mut().filter(|draft| draft.label == label),
+            Some(at) => self.drafts.get_mut(at),
+            None => self.drafts.last_mut().filter(|draft| draft.label == label),
         }
     }
 
@@ -208,7 +215,7 @@ impl Found {
                 tag,
             })
         };
-        self.0.iter().filter_map(complete).collect()
+        self.drafts.iter().filter_map(complete).collect()
     }
 }
 
@@ -237,6 +244,7 @@ impl Cursor<'_> {
         let lifetime = self.reader.u32()?;
         let length = usize::from(self.reader.u16()?);
         let mut data = Reader::new(self.reader.bytes(length)?);
+        found.ours |= name.is_service();
         let Some(label) = name.instance().filter(|_| class == IN && lifetime > 0) else {
             return Ok(());
         };
@@ -334,7 +342,7 @@ impl Name {
 }
 
 /// The nonce and the tag, if both are there (RFC 6763, section 6.4: the first of each counts).
-fn read_text(data: &mut Reader<'_>) -> Result<Option<([u8; 8], [u8; 8])>, WireError> {
+fn read_text(data: &mut Reader<'_>) -> Result<Option<Keys>, WireError> {
     let (mut nonce, mut tag) = (None, None);
     while !data.is_empty() {
         let length = usize::from(data.u8()?);
@@ -388,7 +396,8 @@ mod tests {
 
     #[test]
     fn what_is_taken_back_is_not_there() {
-        assert!(parse(&answer(&[instance(1)], 0)).is_err());
+        let goodbye = answer(&[instance(1)], 0);
+        assert_eq!(parse(&goodbye), Ok(Message::Answer(Vec::new())));
     }
 
     #[test]
