@@ -178,7 +178,7 @@ impl Survey {
             return next.min(over).min(end);
         }
         let filter = match FILTER.get(self.filter_asked) {
-            Some(at) if !self.is_filter_open() => self.started + *at,
+            Some(at) if !self.is_filter_known() => self.started + *at,
             _ => self.filter_end(),
         };
         let sampling = (self.sampling.0 < self.fresh.len()).then_some(self.sampling.2);
@@ -217,7 +217,7 @@ impl Survey {
             && self.comparing.is_none()
         {
             self.filter_asked += 1;
-            if self.is_filter_open() {
+            if self.is_filter_known() {
                 continue;
             }
             let main = self.server.main;
@@ -242,12 +242,14 @@ impl Survey {
         }
     }
 
-    /// Nothing is left to be told about the filter.
-    fn is_filter_open(&self) -> bool {
+    /// Nothing is left to be told about the filter: everything that could come in has.
+    fn is_filter_known(&self) -> bool {
         let server = &self.server;
         let tests = [server.alternative, server.elsewhere];
         let mut tests = tests.into_iter().zip(self.filter_open);
-        tests.all(|(from, open)| from.is_none() || open)
+        let first = self.fresh.first();
+        let heard = first.is_some_and(|fresh| fresh.external.is_some());
+        heard && tests.all(|(from, open)| from.is_none() || open)
     }
 
     /// An answer from the other port is as late as one from the main port, and both were asked for several times.
@@ -257,11 +259,7 @@ impl Survey {
     }
 
     fn is_filter_over(&self, now: Instant) -> bool {
-        let heard = self
-            .fresh
-            .first()
-            .is_some_and(|fresh| fresh.external.is_some());
-        heard && self.is_filter_open() || now >= self.filter_end()
+        self.is_filter_known() || now >= self.filter_end()
     }
 
     fn take_samples(&mut self, now: Instant, rng: &mut Random, requests: &mut Vec<Request>) {

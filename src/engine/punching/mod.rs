@@ -118,7 +118,7 @@ impl Engine {
         let call = CallMe {
             round,
             reply,
-            candidates: self.own_candidates(),
+            candidates: self.candidates_for(index),
             profile: self.nat_profile(),
             rtt: rtt.map_or(0, |rtt| u16::try_from(rtt.max(1)).unwrap_or(u16::MAX)),
             plan: plan.map(|(plan, _)| plan),
@@ -213,7 +213,7 @@ impl Engine {
     }
 
     /// Both of us have one public address: our ways to each other do not lead through both NATs.
-    fn shares_nat(&self, index: PeerIndex) -> bool {
+    pub(super) fn shares_nat(&self, index: PeerIndex) -> bool {
         let theirs = self.peer(index).and_then(|peer| peer.punching.observed);
         let own = self.own_public_ip();
         theirs.is_some_and(|theirs| own == Some(theirs.ip()))
