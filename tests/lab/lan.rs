@@ -121,7 +121,7 @@ fn hosts_find_each_other_over_ipv6_alone() {
         let mut home = Home::new(lab, true, true)?;
         for node in [&home.a, &home.b] {
             node.ns.nft(
-                "table ip drop {
+                "table ip quiet {
                    chain output { type filter hook output priority 0; udp dport 5353 drop }
                  }",
             )?;
