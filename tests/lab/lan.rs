@@ -122,7 +122,9 @@ fn hosts_find_each_other_over_ipv6_alone() {
         for node in [&home.a, &home.b] {
             node.ns.nft(
                 "table ip quiet {
-                   chain output { type filter hook output priority 0; udp dport 5353 drop }
+                   chain output { type filter hook output priority 0;
+                     udp dport 5353 drop
+                   }
                  }",
             )?;
         }
@@ -192,7 +194,7 @@ fn an_announcement_names_nobody() {
         ensure!(kinds == [12, 33, 16], "PTR, SRV, TXT: {kinds:?}");
         ensure!(records.iter().all(|record| record.lifetime == 120));
         ensure!(from.port() == MDNS, "{from}");
-        for name in [&home.a.id, &home.a.name.repeat(2), "lab", "mesh-", "10.77"] {
+        for name in [&home.a.id, "lab", "mesh-", "10.77"] {
             ensure!(!shown.contains(name), "{name} is in {shown}");
         }
         // The second announcement is the same, and then there is silence.
