@@ -65,6 +65,8 @@ struct Cut {
     payload: usize,
     /// Payload of each segment but the last.
     size: usize,
+    /// How many segments it gives.
+    count: usize,
 }
 
 impl<'a> SuperPacket<'a> {
@@ -113,7 +115,7 @@ impl<'a> SuperPacket<'a> {
     pub fn count(&self) -> usize {
         match self.shape {
             Shape::Whole { .. } => 1,
-            Shape::Segments(cut) => (self.packet.len() - cut.payload).div_ceil(cut.size),
+            Shape::Segments(cut) => cut.count,
         }
     }
 
@@ -180,6 +182,7 @@ impl Cut {
             transport,
             payload,
             size,
+            count: (packet.len() - payload).div_ceil(size),
         })
     }
 
