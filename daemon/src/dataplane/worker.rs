@@ -188,17 +188,7 @@ impl Worker {
         }
     }
 
-    /// Devices come first: what the last pass wrote to them has been answered meanwhile, and a sender that hears no
-    /// acknowledgement sends no more.
     fn pass(&mut self) {
-        let mut tuns = self.ready.tun;
-        while tuns != 0 {
-            let index = tuns.trailing_zeros();
-            tuns &= tuns - 1;
-            if !self.read_tun(index as u16) {
-                self.ready.tun &= !(1 << index);
-            }
-        }
         for (index, family) in FAMILIES.into_iter().enumerate() {
             if self.ready.udp[index] {
                 self.ready.udp[index] = self.receive(family);
@@ -207,6 +197,14 @@ impl Worker {
         for socket in std::mem::take(&mut self.ready.spares) {
             if self.receive_spare(socket) {
                 self.ready.spares.insert(socket);
+            }
+        }
+        let mut tuns = self.ready.tun;
+        while tuns != 0 {
+            let index = tuns.trailing_zeros();
+            tuns &= tuns - 1;
+            if !self.read_tun(index as u16) {
+                self.ready.tun &= !(1 << index);
             }
         }
         if self.ready.commands {

@@ -262,7 +262,8 @@ pub(super) fn describe(clashes: &[Clash]) -> String {
 }
 
 /// Packets that wait in a device until the data thread reads them: 8 ms of 250,000 small packets/s, so that none are lost
-/// while another process has the CPU for a time slice, 3 to 4 ms. The kernel's own default, 500, loses one in thirty then.
+/// while another process has the CPU for a time slice, 3 to 4 ms. The kernel's own default, 500, loses one to four in a
+/// hundred then.
 const TUN_QUEUE: u32 = 2_000;
 
 fn create_device(name: &str, mtu: u16) -> Result<tun_rs::SyncDevice, NetlinkError> {
