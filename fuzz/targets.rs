@@ -21,7 +21,7 @@ use mesh_core::wire::relay::{
     write_data_header,
 };
 use mesh_core::wire::ssdp::{self, Url};
-use mesh_core::wire::{Protocol, classify, http, natpmp, pcp, stun, upnp};
+use mesh_core::wire::{Protocol, classify, http, mdns, natpmp, pcp, stun, upnp};
 
 /// Takes what the fuzzer made up; panics if something is wrong.
 pub type Target = fn(&[u8]);
@@ -43,6 +43,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("pcp", pcp_message),
     ("natpmp", natpmp_message),
     ("ssdp", ssdp_message),
+    ("mdns", mdns_packet),
     ("http", http_response),
     ("upnp", upnp_document),
     ("super_packet", super_packet),
@@ -260,6 +261,18 @@ pub fn natpmp_message(data: &[u8]) {
     assert!(pcp::Response::parse(data).is_err());
     if let Err(natpmp::ResultCode(code)) = response.result {
         assert_ne!(code, 0);
+    }
+}
+
+/// Multicast DNS: what is understood is written in one form, which reads as the same.
+pub fn mdns_packet(data: &[u8]) {
+    if let Ok(mdns::Message::Answer(instances)) = mdns::parse(data) {
+        assert!(instances.len() <= mdns::MAX_INSTANCES);
+        assert!(instances.iter().all(|instance| instance.port != 0));
+        let packet = mdns::answer(&instances, mdns::LIFETIME);
+        if !instances.is_empty() {
+            assert_eq!(mdns::parse(&packet), Ok(mdns::Message::Answer(instances)));
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod batch;
 pub mod config;
 pub mod engine;
 pub mod identity;
+mod lan;
 pub mod limits;
 #[doc(hidden)]
 pub mod microbench;

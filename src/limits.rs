@@ -101,6 +101,20 @@ pub const SPARE_SOCKETS: usize = 1_024;
 /// What is remembered of attempts to reach one peer directly.
 pub const ATTEMPTS: usize = 32;
 
+/// Addresses of ours on links where peers are looked for: some interfaces with some addresses each.
+pub const LAN_ADDRESSES: usize = 16;
+/// Peers that are looked for there at the same time.
+pub const LAN_WANTED: usize = MAX_PEERS;
+/// Packets of hosts on our links that are looked into in a second. A network of a hundred hosts that all come at once says
+/// two hundred things in two seconds, and says them again when it is asked.
+pub const LAN_PACKETS_PER_SECOND: u64 = 100;
+/// Tags computed in a second to recognise peers in them: one for each peer that is wanted, some 0.5 µs. All peers of one
+/// network at once fit.
+pub const LAN_TAGS_PER_SECOND: u64 = 4 * MAX_PEERS as u64;
+/// Addresses on our links where one peer may be: one IPv4 and one IPv6 address on two links. At most so many at once,
+/// then one a second, cause a handshake or a probe.
+pub const LAN_HINTS: usize = 4;
+
 /// Longest wait for the answer to an overlay ping.
 pub const MAX_PING_TIMEOUT: Duration = Duration::from_secs(60);
 /// Overlay pings that wait for one peer.

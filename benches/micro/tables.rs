@@ -19,7 +19,8 @@ pub(crate) fn classify(criterion: &mut Criterion) {
     wireguard[..4].copy_from_slice(&[4, 0, 0, 0]);
     let mut frame = [0xee; 1_320];
     frame[..4].copy_from_slice(&[0x20, 0, 0, 0]);
-    let stun = mesh_core::wire::stun::binding_request(&[9; 12], false);
+    let stun =
+        mesh_core::wire::stun::binding_request(&[9; 12], mesh_core::wire::stun::Change::Nothing);
     let quic = [0x41; 1_200];
     let mut group = criterion.benchmark_group("classify");
     let datagrams: [(&str, &[u8]); 4] = [

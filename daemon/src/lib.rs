@@ -8,6 +8,7 @@ pub mod api;
 pub mod args;
 pub mod control;
 pub mod dataplane;
+pub mod lan;
 pub mod logging;
 pub mod netlink;
 pub mod portmap;

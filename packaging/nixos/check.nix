@@ -198,7 +198,10 @@ rec {
     settings_reach_the_file = contains "\"listen_port\" = 41821" files.meshd;
     networks_reach_the_file = contains "\"address\" = \\[ \"10.77.0.1/24\" ]" files.meshd;
     what_is_not_set_is_not_in_the_file = !(contains "identity_file" files.meshd) && !(contains "psk_file" files.meshd);
-    both_firewalls_open = full.networking.firewall.allowedUDPPorts == [ 41821 443 3478 ];
+    both_firewalls_open = full.networking.firewall.allowedUDPPorts == [ 41821 5353 443 3478 ];
+    without_discovery_its_port_stays_closed =
+      (system { meshd = { enable = true; openFirewall = true; settings.lan_discovery = false; }; })
+        .networking.firewall.allowedUDPPorts == [ 41820 ];
     a_closed_firewall_stays_closed = secrets.networking.firewall.allowedUDPPorts == [ ];
     a_changed_file_is_reloaded = builtins.length full.systemd.services.meshd.reloadTriggers == 1;
     secrets_are_credentials =

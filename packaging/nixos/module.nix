@@ -123,6 +123,8 @@ let
   configFile = toml.generate "meshd-config.toml" settings;
   relayFile = toml.generate "mesh-relay.toml" relay.settings;
   port = cfg.settings.listen_port or 41820;
+  # Peers on the local network are found by multicast DNS.
+  discovery = lib.optional (cfg.settings.lan_discovery or true) 5353;
 in
 {
   options.services.meshd = {
@@ -146,7 +148,10 @@ in
     openFirewall = mkOption {
       type = types.bool;
       default = false;
-      description = "Let packets in to the mesh port. Without it peers are still reached, but less often directly.";
+      description = ''
+        Let packets in to the mesh port, and multicast DNS unless settings.lan_discovery is false. Without it peers are
+        still reached, but less often directly, and on a local network only with a relay.
+      '';
     };
   };
 
@@ -193,7 +198,7 @@ in
         description = "Mesh VPN daemon";
       };
       users.groups.meshd = { };
-      networking.firewall.allowedUDPPorts = lib.optional cfg.openFirewall port;
+      networking.firewall.allowedUDPPorts = lib.optionals cfg.openFirewall ([ port ] ++ discovery);
       systemd.services.meshd = {
         wantedBy = [ "multi-user.target" ];
         # A changed configuration is reloaded; sessions that it does not touch go on.

@@ -23,6 +23,10 @@ pub(super) static TOP: Keys = Keys {
             example: "41820",
         },
         Key {
+            name: "lan_discovery",
+            example: "true",
+        },
+        Key {
             name: "network",
             example: "{ home = {} }",
         },
@@ -128,6 +132,9 @@ pub(super) fn parse(text: &str, file: &Path) -> Result<Config, ConfigErrors> {
             .map(|port| port.value),
         None => Some(DEFAULT_PORT),
     };
+    let lan_discovery = top
+        .get("lan_discovery", &mut report, value::boolean)
+        .is_none_or(|at| at.value);
     let drafts = parse_networks(&top, &mut report);
     check::check(&drafts, listen_port, &mut report);
     let networks: Option<Vec<_>> = drafts
@@ -138,6 +145,7 @@ pub(super) fn parse(text: &str, file: &Path) -> Result<Config, ConfigErrors> {
     match (listen_port, networks) {
         (Some(listen_port), Some(networks)) if errors.is_empty() => Ok(Config {
             listen_port,
+            lan_discovery,
             networks,
         }),
         _ => Err(ConfigErrors::new(errors)),

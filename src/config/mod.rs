@@ -34,6 +34,8 @@ pub const DEFAULT_PORT: u16 = 41_820;
 pub struct Config {
     /// UDP port of the mesh socket; 0 for any free one.
     pub listen_port: u16,
+    /// Look for peers on the links of this host, and answer those who look for us.
+    pub lan_discovery: bool,
     /// The networks in the order of the file; at most [`crate::limits::MAX_NETWORKS`].
     pub networks: Vec<Network>,
 }
@@ -43,6 +45,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen_port: DEFAULT_PORT,
+            lan_discovery: true,
             networks: Vec::new(),
         }
     }

@@ -214,12 +214,28 @@ fn broken_toml_names_the_line() {
 }
 
 #[test]
+fn lan_discovery_is_on_unless_the_file_says_no() {
+    let discovery = |text: &str| parse(text).unwrap().lan_discovery;
+    assert!(discovery(""));
+    assert!(discovery("lan_discovery = true"));
+    assert!(!discovery("lan_discovery = false"));
+    bad(
+        "lan_discovery = \"no\"",
+        &["1: lan_discovery: must be true or false, not a string; write lan_discovery = true"],
+    );
+    bad_network(
+        "lan_discovery = false",
+        "lan_discovery: unknown key here; it belongs below the first table, at the top of the file",
+    );
+}
+
+#[test]
 fn all_problems_are_reported_by_line() {
     bad(
         "listen_port = -1\nfoo = 1\n[network.home]\nautostart = 1\nrelays = [1, 2]\ninterface = \"/\"",
         &[
             "1: listen_port: -1 is not a port; use 0 (any free port) to 65535",
-            "2: foo: unknown key; known here: listen_port, network",
+            "2: foo: unknown key; known here: listen_port, lan_discovery, network",
             "4: network.home.autostart: must be true or false, not a number; write autostart = true",
             "5: network.home.relays: must be a string, not a number; \
              write relays = [\"mesh://<relay-id>@relay.example.org:443\"]",

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 use crate::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
+pub use crate::lan::{LanAction, LanAddress, LanGroup, LanPacket};
 use crate::nat::NatProfile;
 pub use crate::nat::portmap::{Gateway, PortMapAction, PortMapEvent, PortMapProtocol};
 use crate::wire::relay::{ClientMessage, ServerMessage};
@@ -162,6 +163,8 @@ pub enum Output {
     Relay(RelayHandle, RelayAction),
     /// Talk to the router; answered by `Engine::handle_port_map`.
     PortMap(PortMapAction),
+    /// Talk to the neighbours on our links; what they say goes to `Engine::handle_lan`.
+    Lan(LanAction),
     /// Tell whoever listens.
     Event(Event),
 }
@@ -375,7 +378,7 @@ pub struct Drops {
     pub unauthentic: u64,
     /// WireGuard packet seen before or too old.
     pub replayed: u64,
-    /// Handshakes beyond the rate that we answer.
+    /// Handshakes beyond the rate that we answer, and announcements on our links beyond the rate that we read.
     pub rate_limited: u64,
     /// Frame from a relay on a channel that we do not know.
     pub unknown_channel: u64,

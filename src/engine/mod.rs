@@ -16,6 +16,7 @@
 mod api;
 mod control;
 mod explain;
+mod lan;
 mod measuring;
 mod opening;
 mod plane;
@@ -46,6 +47,7 @@ use self::punching::Attempt;
 use self::spares::Spares;
 use crate::batch::Batches;
 use crate::identity::NetworkId;
+use crate::lan::Lan;
 use crate::limits;
 use crate::nat::ledger::Ledger;
 use crate::nat::portmap::PortMapper;
@@ -112,6 +114,7 @@ pub struct Engine {
     /// Our addresses as peers were last told.
     offered: (Vec<SocketAddr>, NatProfile),
     port_mapper: PortMapper,
+    lan: Lan,
     netchecks: VecDeque<(NetworkIndex, u64)>,
     outputs: VecDeque<Output>,
     drops: Drops,
@@ -147,6 +150,7 @@ impl Engine {
             traversal: Traversal::default(),
             offered: Default::default(),
             port_mapper: PortMapper::default(),
+            lan: Lan::default(),
             netchecks: VecDeque::new(),
             outputs: VecDeque::new(),
             drops: Drops::default(),
@@ -165,7 +169,11 @@ impl Engine {
         let relay = self.relays.values().filter_map(RelayClient::deadline).min();
         let prober = (!self.relays.is_empty()).then(|| self.prober.deadline());
         let mapper = self.port_mapper.deadline();
-        [peer, relay, prober, mapper].into_iter().flatten().min()
+        let lan = self.lan.deadline();
+        [peer, relay, prober, mapper, lan]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Does everything that is due at `now`.
@@ -181,6 +189,7 @@ impl Engine {
         self.service_relays(now);
         self.service_prober(now);
         self.service_port_mapper(now);
+        self.service_lan(now);
         // A peer's service may arm it again for now; each gets one turn, so this ends.
         let due: Vec<PeerIndex> = self
             .timers

@@ -25,6 +25,7 @@ impl Engine {
         self.update_path(now, index, out);
         self.service_punch(now, index);
         self.service_spares(now, index);
+        self.service_lan_wish(now, index);
         self.arm(now, index, None);
     }
 
@@ -173,6 +174,7 @@ impl Engine {
         }
         let endpoints = peer.endpoints.iter().take(limits::MAX_ENDPOINTS);
         keys.extend(endpoints.map(|endpoint| PathKey::direct(*endpoint)));
+        keys.extend(peer.hints.live(now).map(PathKey::direct));
         let lately = peer.paths.iter().filter(|path| path.is_proven(now));
         keys.extend(lately.map(|path| path.key));
         // A stock WireGuard peer, or one that no relay reaches, may be just where it was last.

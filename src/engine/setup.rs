@@ -88,6 +88,7 @@ impl Engine {
         };
         self.networks.insert(index, network);
         self.port_mapper.set_wanted(true);
+        self.join_lan(now);
         for peer in setup.peers {
             self.add_peer(index, peer);
         }
@@ -170,6 +171,7 @@ impl Engine {
 
     /// Stops a network and forgets everything about it.
     pub fn remove_network(&mut self, index: NetworkIndex) {
+        self.leave_lan(index);
         let Some(network) = self.networks.remove(&index) else {
             return;
         };
@@ -215,6 +217,7 @@ impl Engine {
 
     fn drop_peer(&mut self, index: PeerIndex) {
         self.forget_attempt(index);
+        self.lan.forget(index);
         for socket in self.spares.of(Owner::Peer(index)) {
             self.close_spare(socket);
         }

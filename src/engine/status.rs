@@ -94,7 +94,7 @@ impl Engine {
             .count();
         if network.relays.is_empty() && lonely > 0 {
             lines.push(format!(
-                "{lonely} peers have no `endpoints` and network {:?} has no `relays`: they can only call us; add a relay",
+                "{lonely} peers have no `endpoints` and network {:?} has no `relays`: outside our own local networks they can only call us; add a relay",
                 network.name
             ));
         }

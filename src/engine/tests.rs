@@ -162,10 +162,10 @@ impl Pair {
                     let now = self.now;
                     self.hosts[at].engine.socket_opened(now, socket, None);
                 }
-                Output::Socket(..) | Output::PortMap(_) => {}
+                Output::Socket(..) | Output::PortMap(_) | Output::Lan(_) => {}
                 Output::Packet { packet, .. } => self.hosts[at].received.push(packet),
                 Output::Relay(handle, action) => self.relay_action(at, handle, action),
-                // These hosts know of no gateway.
+                // These hosts know of no gateway and no link.
                 Output::Event(event) => self.hosts[at].events.push(event),
             }
         }

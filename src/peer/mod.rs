@@ -13,6 +13,7 @@ use self::handshake::Handshake;
 use self::queue::PacketQueue;
 use crate::engine::{NetworkIndex, PeerKey, PeerSetup, PeerState, Record};
 use crate::identity::{NetworkId, NodeId};
+use crate::lan::Hints;
 use crate::limits;
 use crate::nat::NatProfile;
 use crate::nat::punch::Punch;
@@ -139,6 +140,7 @@ const MOST_BYTES: usize = size_of::<Peer>()
     + PathSet::MOST_BYTES
     + Record::MOST_BYTES
     + limits::MAX_CANDIDATES * size_of::<SocketAddr>()
+    + Hints::MOST_BYTES
     + limits::MAX_PINGS * size_of::<PendingPing>();
 const _: () = assert!(MOST_BYTES <= limits::PEER_BYTES);
 
@@ -167,6 +169,8 @@ pub(crate) struct Peer {
     pub(crate) punching: PunchSchedule,
     /// Addresses that the peer, or a relay about it, named.
     pub(crate) candidates: Vec<SocketAddr>,
+    /// Where it may be on a link of ours.
+    pub(crate) hints: Hints,
     pub(crate) pings: Vec<PendingPing>,
 
     pub(crate) tx_bytes: u64,
@@ -206,6 +210,7 @@ impl Peer {
             paths: PathSet::default(),
             punching: PunchSchedule::default(),
             candidates: Vec::new(),
+            hints: Hints::default(),
             pings: Vec::new(),
             tx_bytes: 0,
             rx_bytes: 0,

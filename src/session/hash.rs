@@ -21,7 +21,7 @@ pub(super) fn hash(parts: &[&[u8]]) -> [u8; 32] {
 }
 
 /// MAC: keyed BLAKE2s with 16 bytes of output. The key has 1 to 32 bytes.
-pub(super) fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 16] {
+pub(crate) fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 16] {
     // All keys here are hashes or cookies: 32 and 16 bytes.
     let Ok(mut state) = Blake2sMac::<U16>::new_from_slice(key) else {
         unreachable!("a key of {} bytes", key.len());

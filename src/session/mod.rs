@@ -14,7 +14,7 @@ pub(crate) mod cipher;
 mod front_door;
 #[doc(hidden)]
 pub mod fuzzing;
-mod hash;
+pub(crate) mod hash;
 mod indices;
 mod keypair;
 mod noise;

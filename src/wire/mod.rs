@@ -9,6 +9,7 @@ pub mod control;
 pub mod http;
 pub mod icmp;
 pub mod ip;
+pub mod mdns;
 pub mod natpmp;
 pub mod pcp;
 pub mod relay;

@@ -4,10 +4,12 @@
 
 mod configuration;
 mod control;
+mod endpoints;
 mod hard_nats;
 mod healing;
 mod interop;
 mod kernel;
+mod lan;
 mod lifecycle;
 mod mtu;
 mod nats;

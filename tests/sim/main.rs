@@ -13,6 +13,7 @@ mod garbage;
 mod hard_nats;
 mod healing;
 mod impairments;
+mod lan;
 mod liveness;
 mod mappings;
 mod matrix;

@@ -174,6 +174,11 @@ impl Egress {
                     self.report_overflow();
                 }
             }
+            Output::Lan(action) => {
+                if self.outbox.lan(action).is_err() {
+                    self.report_overflow();
+                }
+            }
             Output::Event(Event::Pong { token, answer }) => self.requests.pong(token, answer),
             Output::Event(Event::Netcheck { token, report }) => {
                 self.requests.netcheck(token, report)

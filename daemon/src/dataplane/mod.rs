@@ -28,8 +28,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mesh_core::engine::{
-    Drops, Event, Explanation, NetcheckReport, NetworkIndex, NetworkSetup, NetworkStatus, PeerKey,
-    PongInfo, PortMapAction, PortMapEvent, RelayAction, RelayEvent, RelayHandle,
+    Drops, Event, Explanation, LanAction, LanPacket, NetcheckReport, NetworkIndex, NetworkSetup,
+    NetworkStatus, PeerKey, PongInfo, PortMapAction, PortMapEvent, RelayAction, RelayEvent,
+    RelayHandle,
 };
 use mesh_core::limits;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -92,6 +93,10 @@ pub enum Command {
     },
     /// The addresses and gateways of this host, at the start and after every change.
     Surroundings(Surroundings),
+    /// Whether peers on our links are looked for, and told that we are here; they are unless this says no.
+    LanDiscovery(bool),
+    /// Something that was said on one of our links.
+    LanPacket(LanPacket),
     /// News of a router that maps ports.
     PortMap(PortMapEvent),
     /// News of a relay connection.
@@ -139,6 +144,8 @@ pub enum FromData {
     Relay(DialId, RelayAction),
     /// To be handed to [`crate::portmap::PortMapIo::handle`].
     PortMap(PortMapAction),
+    /// To be handed to [`crate::lan::LanIo::handle`].
+    Lan(LanAction),
     /// Something happened. Answers to pings and netchecks are not among these: they go to who asked.
     Event(Event),
     /// The TUN device of a network is gone (somebody deleted the interface); nothing is read from it any more.
@@ -410,6 +417,15 @@ impl DataPlane {
     /// [`CommandError::Stopped`] and [`CommandError::Timeout`].
     pub async fn surroundings(&self, surroundings: Surroundings) -> Result<(), CommandError> {
         self.send(Command::Surroundings(surroundings)).await
+    }
+
+    /// See [`Command::LanDiscovery`].
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::Stopped`] and [`CommandError::Timeout`].
+    pub async fn lan_discovery(&self, wanted: bool) -> Result<(), CommandError> {
+        self.send(Command::LanDiscovery(wanted)).await
     }
 
     /// Ends the data thread; wait for it with [`DataThread::join`].

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use mesh_core::engine::{Event, NetworkIndex, PortMapAction, RelayAction, RelayHandle};
+use mesh_core::engine::{Event, LanAction, NetworkIndex, PortMapAction, RelayAction, RelayHandle};
 use mesh_core::limits;
 use tokio::sync::mpsc;
 
@@ -75,6 +75,14 @@ impl Outbox {
         match action {
             PortMapAction::Held(_) => self.push(FromData::PortMap(action)),
             _ => self.push_if_room(FromData::PortMap(action)),
+        }
+    }
+
+    /// Passes on what is to be said on our links, which may be lost, and where to listen.
+    pub(crate) fn lan(&mut self, action: LanAction) -> Result<(), Full> {
+        match action {
+            LanAction::Listen(_) => self.push(FromData::Lan(action)),
+            LanAction::Send { .. } => self.push_if_room(FromData::Lan(action)),
         }
     }
 

@@ -200,6 +200,7 @@ async fn join_by_relay(mut host: Host, peer: u8, relay: RelayUrl) -> DataPlane {
     let surroundings = Surroundings {
         addresses: vec![address],
         gateways: Vec::new(),
+        lan: Vec::new(),
     };
     handle.surroundings(surroundings).await.unwrap();
     handle

@@ -357,9 +357,16 @@ impl Worker {
                 let Surroundings {
                     addresses,
                     gateways,
+                    lan,
                 } = surroundings;
                 self.engine.set_local_addresses(now, &addresses, v4, v6);
                 self.engine.set_gateways(now, &gateways);
+                self.engine.set_lan(now, &lan);
+            }
+            Command::LanDiscovery(wanted) => self.engine.set_lan_discovery(now, wanted),
+            Command::LanPacket(packet) => {
+                let batches = &mut self.egress.batches;
+                self.engine.handle_lan(now, &packet, batches);
             }
             Command::PortMap(event) => self.engine.handle_port_map(now, &event),
             Command::Relay(id, event) => {

@@ -179,6 +179,7 @@ mod tests {
             up: true,
             running: true,
             mtu: 1_500,
+            multicast: true,
             vrf_table: None,
         }
     }

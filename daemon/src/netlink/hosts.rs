@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use mesh_core::engine::HostAddress;
+use mesh_core::engine::{HostAddress, LanAddress};
 
 use super::links::{Link, LinkAddress, LinkKind};
 
@@ -46,6 +46,27 @@ pub fn select(
     selected.retain(|address| seen.insert(address.ip));
     selected.truncate(MAX_ADDRESSES);
     selected
+}
+
+/// The offered addresses on links that we share with others, where peers may be found by multicast.
+pub fn on_links(
+    links: &[Link],
+    addresses: &[LinkAddress],
+    offered: &[HostAddress],
+) -> Vec<LanAddress> {
+    let shared = |address: &&LinkAddress| {
+        let multicast = |link: &Link| link.index == address.link && link.multicast;
+        let real = |offer: &HostAddress| offer.ip == address.net.addr() && !offer.virtual_interface;
+        // Nobody else fits into the prefix of a single address.
+        address.net.prefix_len() < address.net.max_prefix_len()
+            && links.iter().any(multicast)
+            && offered.iter().any(real)
+    };
+    let lan = |address: &LinkAddress| LanAddress {
+        interface: address.link,
+        net: address.net,
+    };
+    addresses.iter().filter(shared).map(lan).collect()
 }
 
 /// True for a privacy address beside a stable one of the same prefix: it leads to the same place and changes every day.
@@ -91,6 +112,7 @@ mod tests {
             up: true,
             running: true,
             mtu: 1_500,
+            multicast: true,
             vrf_table: None,
         }
     }
@@ -156,6 +178,39 @@ mod tests {
             shown(&selected),
             ["192.168.1.2", "2001:db8::1", "172.17.0.1 virtual"]
         );
+    }
+
+    #[test]
+    fn peers_are_looked_for_where_others_can_be() {
+        let links = [
+            link(2, LinkKind::Real),
+            link(3, LinkKind::Tunnel),
+            link(4, LinkKind::Virtual),
+            Link {
+                multicast: false,
+                ..link(5, LinkKind::Real)
+            },
+        ];
+        let addresses = [
+            address(2, "192.168.1.2/24"),
+            address(2, "192.0.2.7/32"),
+            address(2, "2001:db8::1/64"),
+            address(2, "fe80::1/64"),
+            address(3, "10.9.0.1/24"),
+            address(4, "172.17.0.1/16"),
+            address(5, "198.51.100.1/24"),
+        ];
+        let shown = |uplinks: &BTreeSet<u32>| -> Vec<String> {
+            let offered = select(&links, &addresses, uplinks, &[]);
+            let found = on_links(&links, &addresses, &offered).into_iter();
+            found
+                .map(|lan| format!("{} {}", lan.interface, lan.net))
+                .collect()
+        };
+        let real = ["2 192.168.1.2/24", "2 2001:db8::1/64"];
+        assert_eq!(shown(&BTreeSet::new()), real);
+        let bridge = BTreeSet::from([4]);
+        assert_eq!(shown(&bridge), [&real[..], &["4 172.17.0.1/16"]].concat());
     }
 
     #[test]

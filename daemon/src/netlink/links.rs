@@ -24,6 +24,8 @@ pub struct Link {
     pub up: bool,
     /// Up, and connected to something.
     pub running: bool,
+    /// Others share it, and a packet can go to all of them.
+    pub multicast: bool,
     /// Largest packet, in bytes.
     pub mtu: u16,
     /// The routing table that it keeps to itself, for a VRF.
@@ -97,6 +99,7 @@ pub(super) fn parse_link(message: &LinkMessage) -> Link {
         up: flags.contains(LinkFlags::Up),
         running: flags.contains(LinkFlags::Up | LinkFlags::LowerUp)
             && flags.contains(LinkFlags::Running),
+        multicast: flags.contains(LinkFlags::Multicast) && !flags.contains(LinkFlags::Pointopoint),
         mtu: 0,
         vrf_table: None,
     };

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use mesh_core::engine::{Gateway, HostAddress};
+use mesh_core::engine::{Gateway, HostAddress, LanAddress};
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
@@ -56,6 +56,8 @@ pub struct Surroundings {
     pub addresses: Vec<HostAddress>,
     /// The routers that packets of ours leave by, one for each address family at most.
     pub gateways: Vec<Gateway>,
+    /// Those of the addresses that are on links where peers may be found.
+    pub lan: Vec<LanAddress>,
 }
 
 /// Default routes by what tells them apart for the kernel.
@@ -282,6 +284,7 @@ impl Monitor {
         Ok(Snapshot {
             surroundings: Surroundings {
                 gateways: gateways(&defaults, &addresses, &selected),
+                lan: hosts::on_links(&links, &addresses, &selected),
                 addresses: selected,
             },
             running: indexes(&links, |link| link.running && link.kind == LinkKind::Real),

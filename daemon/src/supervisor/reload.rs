@@ -55,6 +55,8 @@ impl Supervisor {
         let config = self.config_file.read().map_err(|error| error.to_string())?;
         let steps = self.prepare(&config).await?;
         self.note_port(config.listen_port);
+        let discovery = self.host.data.lan_discovery(config.lan_discovery).await;
+        discovery.map_err(|error| error.to_string())?;
         let mut reloaded = Reloaded {
             removed: self.remove_others(&config).await,
             ..Reloaded::default()

@@ -113,7 +113,7 @@ impl Supervisor {
                 self.report_state();
             }
             // Never comes here.
-            FromData::Relay(..) | FromData::PortMap(_) => {}
+            FromData::Relay(..) | FromData::PortMap(_) | FromData::Lan(_) => {}
         }
     }
 

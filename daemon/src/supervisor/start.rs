@@ -16,6 +16,7 @@ use crate::api::Notice;
 use crate::args::Args;
 use crate::control;
 use crate::dataplane::{DataPlane, FromData, Started};
+use crate::lan::LanIo;
 use crate::netlink::Netlink;
 use crate::netlink::monitor::Monitor;
 use crate::netlink::routes::OwnRoute;
@@ -57,16 +58,22 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
     let (events, event_queue) = mpsc::channel(EVENT_QUEUE);
     let mapper = PortMapIo::new(data.handle.clone());
     let held = mapper.held();
+    let lan = LanIo::new(data.handle.clone());
     let mtus = Changes::default();
     tokio::spawn(pass_on(
         data.outputs,
         Arc::clone(&dialer),
         mtus.clone(),
         mapper,
+        lan,
         events,
     ));
     let (overlay, overlay_watch) = watch::channel(Vec::new());
     let monitor = Monitor::start(overlay_watch).await?;
+    // Before any link is known: without discovery no socket is opened at all.
+    if let Err(error) = data.handle.lan_discovery(config.lan_discovery).await {
+        tracing::error!(%error, "the data plane does not know whether to look for peers on our links");
+    }
     let addresses = follow_surroundings(monitor, data.handle.clone()).await;
     let mut supervisor = Supervisor {
         host: Host {
@@ -112,6 +119,7 @@ async fn pass_on(
     dialer: Arc<RelayDialer>,
     mtus: Changes,
     mut mapper: PortMapIo,
+    mut lan: LanIo,
     events: mpsc::Sender<FromData>,
 ) {
     while let Some(output) = outputs.recv().await {
@@ -121,6 +129,7 @@ async fn pass_on(
                 mtus.add(network, peer, mtu);
             }
             FromData::PortMap(action) => mapper.handle(action),
+            FromData::Lan(action) => lan.handle(action),
             other => {
                 if let Err(mpsc::error::TrySendError::Closed(_)) = events.try_send(other) {
                     return;

@@ -43,6 +43,8 @@ pub struct Settings {
     pub address: Option<String>,
     /// Cap of the overlay's MTU.
     pub mtu: Option<u16>,
+    /// Whether hosts on one network look for each other; they do by default.
+    pub lan_discovery: Option<bool>,
     /// Who else is there.
     pub peers: Vec<PeerConfig>,
 }
@@ -76,7 +78,11 @@ pub struct Output {
 impl Settings {
     /// The file.
     pub fn to_toml(&self) -> String {
-        let mut text = format!("listen_port = {}\n\n[network.lab]\n", self.listen_port);
+        let mut text = format!("listen_port = {}\n", self.listen_port);
+        if let Some(wanted) = self.lan_discovery {
+            let _ = writeln!(text, "lan_discovery = {wanted}");
+        }
+        text.push_str("\n[network.lab]\n");
         if !self.relays.is_empty() {
             let _ = writeln!(text, "relays = {:?}", self.relays);
         }

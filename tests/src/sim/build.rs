@@ -425,7 +425,7 @@ fn site_prefix(site: u8) -> IpNet {
 /// The network behind a router.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lan {
-    link: LinkIndex,
+    pub(super) link: LinkIndex,
     site: u8,
     /// How many routers lie between it and the internet.
     depth: u8,
@@ -444,11 +444,11 @@ impl Lan {
         }
     }
 
-    fn v4(self) -> IpNet {
+    pub(super) fn v4(self) -> IpNet {
         IpNet::new_assert(self.gateway().into(), 24).trunc()
     }
 
-    fn v6(self) -> IpNet {
+    pub(super) fn v6(self) -> IpNet {
         IpNet::new_assert(public_v6(self.site, self.subnet, 0).into(), 64)
     }
 }

@@ -30,11 +30,16 @@ impl Sim {
             .take()
             .unwrap_or_else(|| Batches::new(Kernel::Ring));
         let now = self.now;
+        let moved = matches!(input, Input::Addresses) && self.host(id).multicast.wanted;
         let effects = self
             .host_mut(id)
             .handle(now, input, &addresses, &mut batches);
         self.batches = Some(batches);
         self.apply(id, effects);
+        if moved {
+            let links = self.lan_links(id);
+            self.tell(id, Input::Links(links));
+        }
     }
 
     pub(super) fn apply(&mut self, id: HostId, effects: Effects) {
@@ -46,6 +51,9 @@ impl Sim {
         }
         for (handle, action) in effects.relay {
             self.relay_action(id, handle, action);
+        }
+        for action in effects.lan {
+            self.lan_action(id, action);
         }
         for event in effects.events {
             if let EngineEvent::PathChanged {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use mesh_core::batch::{Batches, ReceiveBatch};
 use mesh_core::engine::{
-    Engine, Event, HostAddress, NetworkIndex, NetworkSetup, Output, PathStatus, PeerKey, PeerSetup,
-    RelayAction, RelayEvent, RelayHandle, SocketAction, SocketId,
+    Engine, Event, HostAddress, LanAction, LanAddress, LanPacket, NetworkIndex, NetworkSetup,
+    Output, PathStatus, PeerKey, PeerSetup, RelayAction, RelayEvent, RelayHandle, SocketAction,
+    SocketId,
 };
 use mesh_core::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
 use mesh_core::limits;
@@ -17,6 +18,7 @@ use mesh_core::time::Instant;
 use mesh_core::wire::relay::{Framer, ServerMessage};
 use zeroize::Zeroizing;
 
+use super::multicast::Multicast;
 use super::quic::Connection;
 use super::rng::Rng;
 
@@ -58,6 +60,8 @@ pub(super) enum Input {
         token: u64,
     },
     Addresses,
+    Links(Vec<LanAddress>),
+    Lan(LanPacket),
 }
 
 /// What an input caused.
@@ -67,6 +71,7 @@ pub(super) struct Effects {
     pub(super) datagrams: Vec<(u16, SocketAddr, Option<u8>, Vec<u8>)>,
     pub(super) inner: Vec<Vec<u8>>,
     pub(super) relay: Vec<(RelayHandle, RelayAction)>,
+    pub(super) lan: Vec<LanAction>,
     pub(super) events: Vec<Event>,
     pub(super) timeout: Option<Instant>,
 }
@@ -175,6 +180,8 @@ pub struct Host {
     pub counters: Counters,
     /// Addresses that are not its own, but that it says are.
     pub claims: Vec<IpAddr>,
+    /// What it does on its links.
+    pub multicast: Multicast,
     /// Ports that datagrams came for, open or not, if a test wants to know.
     pub(super) tried: Option<BTreeSet<u16>>,
     /// What its engine reported, newest last.
@@ -208,6 +215,7 @@ impl Host {
             membership: Membership::new(key),
             counters: Counters::default(),
             claims: Vec::new(),
+            multicast: Multicast::default(),
             tried: None,
             events: VecDeque::new(),
             paths: BTreeMap::new(),
@@ -317,6 +325,8 @@ impl Host {
                 timeout,
             } => engine.ping(now, NETWORK, peer, token, timeout, batches),
             Input::Netcheck { token } => engine.netcheck(now, NETWORK, token),
+            Input::Links(links) => engine.set_lan(now, &links),
+            Input::Lan(packet) => engine.handle_lan(now, &packet, batches),
             Input::Addresses => {
                 let address = |ip: &IpAddr| HostAddress {
                     ip: *ip,
@@ -366,6 +376,7 @@ impl Host {
                 Output::Relay(handle, action) => effects.relay.push((handle, action)),
                 // The simulated routers are not told of any gateway, so nothing is asked of them.
                 Output::PortMap(_) => {}
+                Output::Lan(action) => effects.lan.push(action),
                 Output::Event(event) => effects.events.push(event),
             }
             let outputs = effects.datagrams.len() + effects.relay.len() + effects.events.len();
