@@ -1,125 +1,279 @@
 //! Two hosts, one of which has two uplinks, and their relays.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use mesh_tests::lab::{
-    Internet, Lab, Namespace, Nat, Node, Pulse, Relay, Router, WanInput, within,
+    Arrivals, Internet, Lab, Namespace, Nat, Node, Pulse, Relay, Router, Settings, WanInput, within,
 };
 
 /// Longest that something which should take well under a second may take before anything is measured.
 const SOON: Duration = Duration::from_secs(20);
 /// How long is looked for a stall after something happened.
 const WATCHED: Duration = Duration::from_secs(4);
+/// A connection that stood still for a minute may wait for nearly as long again before it repeats what was lost.
+pub(crate) const PATIENT: Duration = Duration::from_secs(130);
+/// Of the host that is found without a relay.
+const PORT: u16 = 41_820;
 
-/// Host a – wifi0 and lte0 to a router each – internet – router – host b, and one relay or two.
+/// One run of a row.
+pub(crate) struct Run<'a> {
+    pub(crate) lab: &'a Lab,
+    /// One way between two sites.
+    pub(crate) delay: Duration,
+    /// Pings go from the host with two uplinks in every other run, and to it in the rest.
+    pub(crate) number: usize,
+}
+
+/// What an uplink offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Uplink {
+    /// IPv4 alone.
+    V4,
+    /// Both families, but nobody is reached directly over IPv4, only relays.
+    V6,
+}
+
+/// What a scene begins with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setup {
+    pub(crate) relays: usize,
+    /// Enforced: no direct path is possible.
+    pub(crate) relayed: bool,
+    pub(crate) wifi: Uplink,
+    pub(crate) lte: Uplink,
+    /// Of the router at wifi0.
+    pub(crate) nat: Nat,
+}
+
+/// A direct path over IPv4, one relay.
+pub(crate) const DIRECT: Setup = Setup {
+    relays: 1,
+    relayed: false,
+    wifi: Uplink::V4,
+    lte: Uplink::V4,
+    nat: Nat::Masquerade,
+};
+
+/// A relay and nothing else.
+pub(crate) const RELAYED: Setup = Setup {
+    relayed: true,
+    ..DIRECT
+};
+
+/// Host a – wifi0 and lte0 to a router each – internet – router – host b, and relays. Without any, b is public.
 pub(crate) struct Scene {
     pub(crate) internet: Internet,
     pub(crate) wifi: Router,
     _lte: Router,
-    pub(crate) far: Router,
+    _far_router: Option<Router>,
+    /// b's outer address.
+    pub(crate) far: Ipv4Addr,
     pub(crate) relays: Vec<Relay>,
     pub(crate) a: Node,
-    _b: Node,
+    pub(crate) b: Node,
     pulse: Pulse,
+    /// Pings on direct paths, as they reach a and b.
+    arrivals: [Arrivals; 2],
 }
 
 impl Scene {
-    /// Starts everything and waits for a path of this kind; "relay" is enforced.
-    pub(crate) fn new(lab: &Lab, delay: Duration, relays: usize, kind: &str) -> Result<Self> {
-        let mut internet = Internet::new(false)?;
-        let mut places: Vec<(Namespace, std::net::Ipv4Addr)> = Vec::new();
-        for number in 0..relays {
+    /// Starts everything and waits for the path.
+    pub(crate) fn new(run: &Run<'_>, setup: Setup) -> Result<Self> {
+        let ipv6 = [setup.wifi, setup.lte].contains(&Uplink::V6);
+        let mut internet = Internet::new(ipv6)?;
+        let mut places: Vec<(Namespace, Ipv4Addr)> = Vec::new();
+        for number in 0..setup.relays {
             places.push(internet.host(&format!("relay{number}"))?);
         }
-        let mut wifi = internet.router("wifi", Nat::Masquerade, WanInput::Drop)?;
+        let mut wifi = internet.router("wifi", setup.nat, WanInput::Drop)?;
         let mut lte = internet.router("lte", Nat::Masquerade, WanInput::Drop)?;
-        let mut far = internet.router("far", Nat::Masquerade, WanInput::Drop)?;
         let a = Namespace::new("a")?;
         wifi.attach(&a, "wifi0", 100)?;
         lte.attach(&a, "lte0", 200)?;
-        let (b, _) = far.host("b")?;
-        if !delay.is_zero() {
-            internet.delay(delay)?;
+        let (b, far, far_router) = far_host(&mut internet, setup)?;
+        if !run.delay.is_zero() {
+            internet.delay(run.delay)?;
         }
-        if kind == "relay" {
-            block(
-                &internet,
-                &[(&wifi, &far), (&far, &wifi), (&lte, &far), (&far, &lte)],
-            )?;
+        for (uplink, router, interface) in [(setup.wifi, &wifi, "wifi0"), (setup.lte, &lte, "lte0")]
+        {
+            if setup.relayed || uplink == Uplink::V6 {
+                block(&internet, &[(router.wan, far), (far, router.wan)])?;
+            }
+            if ipv6 && uplink == Uplink::V4 {
+                a.ip6(&format!(
+                    "addr flush dev {interface} scope global\nroute del default dev {interface}"
+                ))?;
+            }
         }
         let relays = places
             .iter()
-            .map(|(ns, address)| Relay::start(lab, ns, *address))
+            .map(|(ns, address)| Relay::start(run.lab, ns, *address))
             .collect::<Result<Vec<_>>>()?;
-        let urls: Vec<&str> = relays.iter().map(|relay| relay.url.as_str()).collect();
-        let (mut a, mut b) = Node::pair(lab, &a, &b, &urls)?;
-        for node in [&mut a, &mut b] {
-            node.start()?;
-            node.wait_relay(SOON)?;
-        }
-        let overlay = b.overlay()?;
-        within("a to reach b", SOON, || Ok(a.icmp(overlay, 1).is_ok()))?;
+        let (a, b) = start(run.lab, (&a, &b), far, &relays)?;
+        let kind = if setup.relayed { "relay" } else { "direct" };
         a.wait_path("b", kind, SOON)?;
         b.wait_path("a", kind, SOON)?;
-        let pulse = Pulse::start(&a, &b)?;
-        let start = Instant::now();
-        pulse.wait(start, SOON)?;
-        // The paths have been measured by then, and the first punches are over.
+        let arrivals = [
+            Arrivals::watch(&a.ns, Pulse::WIRE_BYTES)?,
+            Arrivals::watch(&b.ns, Pulse::WIRE_BYTES)?,
+        ];
+        let (from, to) = if run.number.is_multiple_of(2) {
+            (&a, &b)
+        } else {
+            (&b, &a)
+        };
+        let pulse = Pulse::start(from, to)?;
+        let scene = Self {
+            internet,
+            wifi,
+            _lte: lte,
+            _far_router: far_router,
+            far,
+            relays,
+            a,
+            b,
+            pulse,
+            arrivals,
+        };
+        scene.settle(setup)?;
+        Ok(scene)
+    }
+
+    /// Lets the paths be measured and the first punches end, and checks that everything is as it should be then.
+    fn settle(&self, setup: Setup) -> Result<()> {
+        self.pulse.wait(Instant::now(), SOON)?;
         std::thread::sleep(Duration::from_secs(2));
-        let quiet = Instant::now() - Duration::from_millis(500);
-        let before = pulse.stall(quiet, Instant::now() - Duration::from_millis(200));
+        let now = Instant::now();
+        let quiet = now - Duration::from_millis(500);
+        let before = self.pulse.stall(quiet, now - Duration::from_millis(200));
         ensure!(
             before < Duration::from_millis(150),
             "a stall of {before:?} before anything happened"
         );
-        Ok(Self {
-            internet,
-            wifi,
-            _lte: lte,
-            far,
-            relays,
-            a,
-            _b: b,
-            pulse,
-        })
+        let direct = self.arrivals.each_ref().map(|seen| seen.last(now));
+        ensure!(
+            direct.iter().all(|seen| seen.is_some() != setup.relayed),
+            "pings arrived directly: {direct:?}"
+        );
+        if setup.wifi == Uplink::V6 {
+            let v6 = |seen: &Option<_>| {
+                seen.is_some_and(|seen: mesh_tests::lab::Arrival| seen.to.is_ipv6())
+            };
+            ensure!(
+                direct.iter().all(v6),
+                "the path is not over IPv6: {direct:?}"
+            );
+        }
+        Ok(())
     }
 
-    /// Lets something happen; how long pings were not answered then. The TCP stream has to go on.
-    pub(crate) fn stall(&self, happens: impl FnOnce(&Self) -> Result<()>) -> Result<Duration> {
+    /// Lets something happen; how long pings were not answered from when it began, in milliseconds. The TCP stream has to
+    /// go on.
+    pub(crate) fn stall(&self, happens: impl FnOnce(&Self) -> Result<()>) -> Result<f64> {
         let start = Instant::now();
         happens(self)?;
         self.stall_since(start)
     }
 
-    /// As [`Self::stall`], for something that began to be over at `start`.
-    pub(crate) fn stall_since(&self, start: Instant) -> Result<Duration> {
+    /// As [`Self::stall`], for something that began, or was over, at `start`.
+    pub(crate) fn stall_since(&self, start: Instant) -> Result<f64> {
         let end = start + WATCHED;
         std::thread::sleep(end.saturating_duration_since(Instant::now()));
         // What was sent last is still under way.
         let stall = self.pulse.stall(start, end - Duration::from_millis(300));
         self.pulse.check_stream(SOON)?;
-        Ok(stall)
+        Ok(ms(stall))
     }
 
-    /// Time until a ping that is sent from `since` on is answered; the TCP stream has to go on.
-    pub(crate) fn back_since(&self, since: Instant) -> Result<Duration> {
+    /// Host a moves: how long pings were not answered, and after how long they came and went directly by the new way.
+    pub(crate) fn moves(&self, happens: impl FnOnce(&Self) -> Result<()>) -> Result<Vec<f64>> {
+        let start = Instant::now();
+        happens(self)?;
+        self.moved_since(start)
+    }
+
+    /// As [`Self::moves`], when the new way can be used since `start`.
+    pub(crate) fn moved_since(&self, start: Instant) -> Result<Vec<f64>> {
+        let stall = self.stall_since(start)?;
+        let [at_a, at_b] = &self.arrivals;
+        let before = start - Duration::from_millis(20);
+        let old = (at_a.last(before), at_b.last(before));
+        let (Some(old_a), Some(old_b)) = old else {
+            anyhow::bail!("no ping came directly before the move");
+        };
+        let there = at_b.first(start, |seen| seen.from != old_b.from);
+        let back = at_a.first(start, |seen| seen.to != old_a.to);
+        let there = there.context("nothing came to b directly after the move")?;
+        let back = back.context("nothing came to a directly after the move")?;
+        Ok(vec![stall, ms(there.max(back))])
+    }
+
+    /// Milliseconds until a ping that is sent from `since` on is answered; the TCP stream has to go on.
+    pub(crate) fn back_since(&self, since: Instant) -> Result<f64> {
         let took = self.pulse.wait(since, SOON)?;
-        self.pulse.check_stream(SOON)?;
-        Ok(took)
+        self.pulse.check_stream(PATIENT)?;
+        Ok(ms(took))
+    }
+
+    /// Where b sends a's packets.
+    pub(crate) fn remote_of_a(&self) -> Result<String> {
+        Ok(self.b.peer("a")?["path"]["remote"].to_string())
     }
 }
 
-/// Drops every UDP packet from one router to the other of each pair.
-pub(crate) fn block(internet: &Internet, pairs: &[(&Router, &Router)]) -> Result<()> {
+/// Host b, its outer address, and its router if it has one.
+fn far_host(
+    internet: &mut Internet,
+    setup: Setup,
+) -> Result<(Namespace, Ipv4Addr, Option<Router>)> {
+    if setup.relays == 0 {
+        let (b, address) = internet.host("b")?;
+        return Ok((b, address, None));
+    }
+    let mut router = internet.router("far", Nat::Masquerade, WanInput::Drop)?;
+    let (b, _) = router.host("b")?;
+    Ok((b, router.wan, Some(router)))
+}
+
+/// Starts both daemons and waits until a reaches b.
+fn start(
+    lab: &Lab,
+    places: (&Namespace, &Namespace),
+    far: Ipv4Addr,
+    relays: &[Relay],
+) -> Result<(Node, Node)> {
+    let urls: Vec<&str> = relays.iter().map(|relay| relay.url.as_str()).collect();
+    let (mut a, mut b) = Node::pair(lab, places.0, places.1, &urls)?;
+    if relays.is_empty() {
+        let mut there = b.as_peer("10.77.0.2");
+        there.endpoint = Some((far, PORT).into());
+        let own = |address: &str, peer, listen_port| Settings {
+            listen_port,
+            address: Some(address.to_owned()),
+            peers: vec![peer],
+            ..Settings::default()
+        };
+        a.configure(&own("10.77.0.1", there, 0))?;
+        b.configure(&own("10.77.0.2", a.as_peer("10.77.0.1"), PORT))?;
+    }
+    for node in [&mut a, &mut b] {
+        node.start()?;
+        if !relays.is_empty() {
+            node.wait_relay(SOON)?;
+        }
+    }
+    let overlay = b.overlay()?;
+    within("a to reach b", SOON, || Ok(a.icmp(overlay, 1).is_ok()))?;
+    Ok((a, b))
+}
+
+/// Drops every UDP packet over IPv4 from one address to the other of each pair.
+pub(crate) fn block(internet: &Internet, pairs: &[(Ipv4Addr, Ipv4Addr)]) -> Result<()> {
     let rules: String = pairs
         .iter()
-        .map(|(from, to)| {
-            format!(
-                "ip saddr {} ip daddr {} meta l4proto udp counter drop\n",
-                from.wan, to.wan
-            )
-        })
+        .map(|(from, to)| format!("ip saddr {from} ip daddr {to} meta l4proto udp counter drop\n"))
         .collect();
     internet.ns().nft(&format!(
         "table ip block {{
@@ -128,4 +282,8 @@ pub(crate) fn block(internet: &Internet, pairs: &[(&Router, &Router)]) -> Result
            }}
          }}"
     ))
+}
+
+pub(crate) fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1_000.0
 }

@@ -6,7 +6,9 @@
 //! lie in one temporary directory. Whatever a scenario is about, its end also checks that no program crashed
 //! and that no log holds a secret or a piece of payload.
 
+mod arrivals;
 mod delay;
+mod freezer;
 mod hygiene;
 mod kernel;
 mod miniupnpd;
@@ -22,6 +24,8 @@ mod transfer;
 mod wait;
 mod wireguard;
 
+pub use arrivals::{Arrival, Arrivals};
+pub use freezer::Freezer;
 pub use kernel::KernelWireGuard;
 pub use miniupnpd::{MiniUpnpd, Speaks};
 pub use nat::{Allocation, Behaviour, Dependence, Nat, WanInput};
