@@ -140,6 +140,12 @@ impl Engine {
                 handshake.hurry(now);
                 self.service_peer(now, index, out);
             } else if peer.is_active(now) {
+                // A call that was made without a relay reached nobody.
+                let waits = peer.punching.running.is_none() && peer.punching.next.is_some();
+                if waits && !peer.paths.has_usable_direct(now) {
+                    peer.punching.next = Some(now);
+                    self.arm(now, index, Some(now));
+                }
                 for relay in self.ready_relays(network) {
                     self.open_channel(now, index, relay, true);
                 }

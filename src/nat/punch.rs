@@ -35,6 +35,8 @@ const PROBES: [Duration; 9] = [
 const LAST_WAIT: Duration = Duration::from_millis(500);
 /// Probes of a round that is not expected to open a NAT: what needs none opened has answered by then.
 const HOPELESS_PROBES: usize = 6;
+/// How often a round begins anew for targets that come late: a host that has moved learns its new addresses one by one.
+const MAX_REPEATS: u32 = 3;
 /// When ways that lead outside and back in are tried: hosts on one LAN have found each other by then.
 const LATER: Duration = Duration::from_secs(1);
 /// Pauses after failed rounds.
@@ -65,6 +67,10 @@ pub(crate) struct Punch {
     probes: usize,
     targets: Vec<SocketAddr>,
     later: Vec<SocketAddr>,
+    /// When the schedule began, which it does anew for targets that come late.
+    schedule: Instant,
+    /// How often it did.
+    repeated: u32,
 }
 
 impl Punch {
@@ -87,6 +93,8 @@ impl Punch {
             },
             targets,
             later,
+            schedule: start,
+            repeated: 0,
         }
     }
 
@@ -107,12 +115,22 @@ impl Punch {
         room
     }
 
+    /// Goes through all steps again from now on: a target has come that the first ones did not go to. Not too often, because
+    /// it is the peer who names targets.
+    pub(crate) fn repeat(&mut self, now: Instant) {
+        if self.repeated < MAX_REPEATS && now > self.schedule {
+            self.repeated += 1;
+            self.schedule = now;
+            self.step = 0;
+        }
+    }
+
     pub(crate) fn deadline(&self) -> Instant {
         let openers = OPENERS.iter().map(|(offset, _)| *offset);
         let probes = &PROBES[..self.probes];
         let mut steps = openers.chain(probes.iter().copied()).skip(self.step);
         let end = probes.last().copied().unwrap_or_default() + LAST_WAIT;
-        self.start + steps.next().unwrap_or(end)
+        self.schedule + steps.next().unwrap_or(end)
     }
 
     /// The step that is due at `now`, if one is.

@@ -411,13 +411,11 @@ impl PathSet {
     ///
     /// A current path that is no longer usable stays when there is nothing better: what is sent on it may arrive.
     pub(crate) fn choose(&mut self, now: Instant) -> Option<Change> {
-        let best = |sure: bool| {
-            let usable = |path: &&Path| path.is_usable(now) && !(sure && path.is_doubted());
-            let usable = self.paths.iter().filter(usable);
-            usable.reduce(|best, path| if is_better(path, best) { path } else { best })
-        };
+        let sure = |path: &&Path| path.is_usable(now) && !path.is_doubted();
+        let sure = self.paths.iter().filter(sure);
+        let best = sure.reduce(|best, path| if is_better(path, best) { path } else { best });
         // What something may have broken is better than nothing.
-        let best = best(true).or_else(|| best(false));
+        let best = best.or_else(|| self.least_doubtful(now));
         let current = self.current();
         let (to, reason) = match (current, best) {
             (None, None) => return None,
@@ -457,6 +455,21 @@ impl PathSet {
         self.learn_lifetime(now);
         self.set_current(to, reason, now);
         Some(Change { to, reason })
+    }
+
+    /// The best of the paths that something may have broken, when there is no other: a relay, to which we connect again by
+    /// ourselves, rather than a direct path that was not even in use, which takes the peer and its NAT as well.
+    fn least_doubtful(&self, now: Instant) -> Option<&Path> {
+        let usable = self.paths.iter().filter(|path| path.is_usable(now));
+        usable.reduce(|best, path| {
+            let relayed = |path: &Path| matches!(path.key, PathKey::Relay(_));
+            match (relayed(path), relayed(best)) {
+                (true, false) => path,
+                (false, true) => best,
+                _ if is_better(path, best) => path,
+                _ => best,
+            }
+        })
     }
 
     /// A direct path that fails after a pause was forgotten by a NAT, most likely.

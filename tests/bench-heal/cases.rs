@@ -162,28 +162,21 @@ pub(crate) static CASES: [Case; 19] = [
         "uplink switch: the next one comes 2 s later",
         MOVED,
         |run| {
-            let scene = Scene::new(run, DIRECT)?;
-            let route = scene
-                .a
-                .ns
-                .run("ip", &["route", "show", "default", "dev", "lte0"])?;
-            scene
-                .a
-                .ns
-                .ip(&format!("route del {} dev lte0", route.trim()))?;
-            scene.a.ns.ip("link set wifi0 down")?;
-            std::thread::sleep(Duration::from_secs(2));
-            scene.moves(|scene| {
-                scene
-                    .a
-                    .ns
-                    .ip(&format!("route add {} dev lte0", route.trim()))
-            })
+            let late = true;
+            Scene::new(run, Setup { late, ..DIRECT })?.switch(Duration::from_secs(2))
         },
     ),
     Case::new("uplink switch: IPv4 to IPv6", MOVED, |run| {
-        let lte = Uplink::V6;
-        Scene::new(run, Setup { lte, ..DIRECT })?.moves(admin_down)
+        let (lte, late) = (Uplink::V6, true);
+        Scene::new(
+            run,
+            Setup {
+                lte,
+                late,
+                ..DIRECT
+            },
+        )?
+        .switch(Duration::ZERO)
     }),
     Case::new("uplink switch: IPv6 to IPv4", MOVED, |run| {
         let wifi = Uplink::V6;

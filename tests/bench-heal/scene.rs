@@ -45,6 +45,8 @@ pub(crate) struct Setup {
     pub(crate) lte: Uplink,
     /// Of the router at wifi0.
     pub(crate) nat: Nat,
+    /// lte0 has no address until [`Scene::switch`].
+    pub(crate) late: bool,
 }
 
 /// A direct path over IPv4, one relay.
@@ -54,6 +56,7 @@ pub(crate) const DIRECT: Setup = Setup {
     wifi: Uplink::V4,
     lte: Uplink::V4,
     nat: Nat::Masquerade,
+    late: false,
 };
 
 /// A relay and nothing else.
@@ -73,6 +76,8 @@ pub(crate) struct Scene {
     pub(crate) relays: Vec<Relay>,
     pub(crate) a: Node,
     pub(crate) b: Node,
+    /// What gives lte0 its addresses and routes, if it is late.
+    later: String,
     pulse: Pulse,
     /// Pings on direct paths, as they reach a and b.
     arrivals: [Arrivals; 2],
@@ -107,6 +112,11 @@ impl Scene {
                 ))?;
             }
         }
+        let later = if setup.late {
+            strip(&a, "lte0")?
+        } else {
+            String::new()
+        };
         let relays = places
             .iter()
             .map(|(ns, address)| Relay::start(run.lab, ns, *address))
@@ -134,6 +144,7 @@ impl Scene {
             relays,
             a,
             b,
+            later,
             pulse,
             arrivals,
         };
@@ -194,6 +205,14 @@ impl Scene {
         self.moved_since(start)
     }
 
+    /// The first uplink is lost, and `pause` later the second one gets its addresses; measured from then.
+    pub(crate) fn switch(&self, pause: Duration) -> Result<Vec<f64>> {
+        self.a.ns.ip("link set wifi0 down")?;
+        std::thread::sleep(pause);
+        self.a.ns.ip(&self.later)?;
+        self.moved_since(Instant::now())
+    }
+
     /// As [`Self::moves`], when the new way can be used since `start`.
     pub(crate) fn moved_since(&self, start: Instant) -> Result<Vec<f64>> {
         let stall = self.stall_since(start)?;
@@ -221,6 +240,42 @@ impl Scene {
     pub(crate) fn remote_of_a(&self) -> Result<String> {
         Ok(self.b.peer("a")?["path"]["remote"].to_string())
     }
+}
+
+/// Takes an interface's addresses and routes away; returns the commands that bring them back.
+fn strip(ns: &Namespace, interface: &str) -> Result<String> {
+    let mut commands = String::new();
+    for family in ["-4", "-6"] {
+        let shown = ns.run(
+            "ip",
+            &[
+                family, "-o", "addr", "show", "dev", interface, "scope", "global",
+            ],
+        )?;
+        for line in shown.lines() {
+            let own = line.split_whitespace().nth(3).context("an address")?;
+            let nodad = if family == "-6" { "nodad" } else { "" };
+            commands += &format!("addr add {own} dev {interface} {nodad}\n");
+        }
+        let routes = ns.run(
+            "ip",
+            &[family, "route", "show", "default", "dev", interface],
+        )?;
+        for line in routes.lines() {
+            let mut words = line.split_whitespace().skip_while(|word| *word != "via");
+            let via = words.nth(1).context("a gateway")?;
+            commands += &format!("route add default via {via} dev {interface} metric 200\n");
+        }
+        let _ = ns.run(
+            "ip",
+            &[family, "addr", "flush", "dev", interface, "scope", "global"],
+        )?;
+        let _ = ns.run(
+            "ip",
+            &[family, "route", "flush", "default", "dev", interface],
+        );
+    }
+    Ok(commands)
 }
 
 /// Host b, its outer address, and its router if it has one.

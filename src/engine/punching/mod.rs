@@ -173,8 +173,12 @@ impl Engine {
         };
         match &mut peer.punching.running {
             Some(punch) if !peer.paths.has_usable_direct(now) => {
+                let mut news = false;
                 for candidate in &peer.candidates {
-                    punch.add_target(*candidate);
+                    news |= punch.add_target(*candidate);
+                }
+                if news {
+                    punch.repeat(now);
                 }
             }
             _ if !attempting
