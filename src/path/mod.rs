@@ -344,7 +344,7 @@ impl Path {
 
     /// The peer says what it got on it.
     fn acknowledged(&mut self, now: Instant, received: &Received) {
-        let Some(sent) = self.out.acknowledged(received) else {
+        let Some(sent) = self.out.acknowledged(now, received) else {
             return;
         };
         if self.proven.is_some() {
@@ -459,7 +459,9 @@ impl Path {
             let age = now.since(probe.sent);
             if !probe.overdue && age >= timeout {
                 probe.overdue = true;
-                self.unanswered = self.unanswered.saturating_add(1);
+                // Data that goes on arriving there shows a line that has filled up: the answer will be late.
+                let late = self.doubted.is_none() && self.out.has_progressed_since(probe.sent);
+                self.unanswered = self.unanswered.saturating_add(u32::from(!late));
             }
             if age >= timeout.max(FIRST_PROBE_TIMEOUT) {
                 *slot = None;
@@ -544,7 +546,7 @@ impl Path {
     /// and the same time again for what varies.
     fn suspicious_at(&self) -> Option<Instant> {
         let rtt = self.rtt.unwrap_or(DEFAULT_RTT);
-        Some(self.out.waiting_since()? + rtt + alive_delay(rtt) * 2)
+        Some(self.out.silent_since()? + rtt + alive_delay(rtt) * 2)
     }
 }
 

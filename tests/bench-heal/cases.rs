@@ -4,10 +4,9 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::lab::{Freezer, Nat};
+use mesh_tests::lab::{DIRECT, Freezer, Lab, Nat, RELAYED, Setup, Uplink, Uplinks, block};
 
 use crate::flood;
-use crate::scene::{DIRECT, RELAYED, Run, Scene, Setup, Uplink, block};
 
 /// What a run measures, and the most that it may be.
 #[derive(Debug)]
@@ -48,6 +47,28 @@ impl Figure {
 
     pub(crate) fn shown(&self, value: f64) -> String {
         format!("{value:.0} {}", self.unit)
+    }
+}
+
+/// One run of a row.
+pub(crate) struct Run<'a> {
+    pub(crate) lab: &'a Lab,
+    /// One way between two sites.
+    pub(crate) delay: Duration,
+    /// Pings go from the host with two uplinks in every other run, and to it in the rest.
+    pub(crate) number: usize,
+}
+
+impl Run<'_> {
+    fn scene(&self, setup: Setup) -> Result<Uplinks> {
+        let setup = Setup {
+            delay: self.delay,
+            backwards: !self.number.is_multiple_of(2),
+            ..setup
+        };
+        let scene = Uplinks::new(self.lab, setup)?;
+        scene.settle()?;
+        Ok(scene)
     }
 }
 
@@ -107,10 +128,16 @@ const MOVED: &[Figure] = &[
     Figure::time("", 50.0, 2),
     Figure::time(": direct again", 150.0, 3),
 ];
-/// Nobody but the peer itself can be asked. Two round trips to prove the new address, and what the kernel takes.
+/// There was no network at all for so long that the relay has to be dialled anew.
+const NETWORK_BACK: &[Figure] = &[
+    Figure::time("", 500.0, 0),
+    Figure::time(": direct again", 500.0, 3),
+];
+/// Nobody but the peer itself can be asked: two round trips to prove the new address, what the kernel takes to tell, and
+/// the time from one ping to the next on both ends.
 const MOVED_ALONE: &[Figure] = &[
     Figure::time("", 1_000.0, 0),
-    Figure::time(": direct again", 50.0, 2),
+    Figure::time(": direct again", 80.0, 2),
 ];
 const PLANNED: &[Figure] = &[
     Figure::count("", "lost", 0.0),
@@ -120,22 +147,22 @@ const PLANNED: &[Figure] = &[
 
 pub(crate) static CASES: [Case; 19] = [
     Case::new("direct path dropped both ways", SILENT, |run| {
-        Scene::new(run, DIRECT)?
+        run.scene(DIRECT)?
             .stall(|scene| cut(scene, true, true))
             .map(|stall| vec![stall])
     }),
     Case::new("direct path dropped one way, there", SILENT, |run| {
-        Scene::new(run, DIRECT)?
+        run.scene(DIRECT)?
             .stall(|scene| cut(scene, true, false))
             .map(|stall| vec![stall])
     }),
     Case::new("direct path dropped one way, back", SILENT, |run| {
-        Scene::new(run, DIRECT)?
+        run.scene(DIRECT)?
             .stall(|scene| cut(scene, false, true))
             .map(|stall| vec![stall])
     }),
     Case::new("uplink switch: admin down", MOVED, |run| {
-        Scene::new(run, DIRECT)?.moves(admin_down)
+        run.scene(DIRECT)?.moves(admin_down)
     }),
     // The kernel keeps the route of an interface without carrier: what manages the network takes it away, 20 ms later
     // here, and only then another one can be used.
@@ -143,7 +170,7 @@ pub(crate) static CASES: [Case; 19] = [
         "uplink switch: carrier lost, then its route",
         MOVED,
         |run| {
-            let scene = Scene::new(run, DIRECT)?;
+            let scene = run.scene(DIRECT)?;
             let port = scene.wifi.port(0);
             scene.wifi.ns.ip(&format!("link set {port} down"))?;
             std::thread::sleep(Duration::from_millis(20));
@@ -151,39 +178,38 @@ pub(crate) static CASES: [Case; 19] = [
         },
     ),
     Case::new("uplink switch: default route replaced", MOVED, |run| {
-        Scene::new(run, DIRECT)?.moves(|scene| scene.a.ns.ip("route del default dev wifi0"))
+        run.scene(DIRECT)?
+            .moves(|scene| scene.a.ns.ip("route del default dev wifi0"))
     }),
     Case::new("uplink switch: another address", MOVED, |run| {
-        let scene = Scene::new(run, DIRECT)?;
-        readdress(&scene)?;
+        let scene = run.scene(DIRECT)?;
+        scene.readdress()?;
         scene.moved_since(Instant::now())
     }),
     Case::new(
         "uplink switch: the next one comes 2 s later",
-        MOVED,
+        NETWORK_BACK,
         |run| {
             let late = true;
-            Scene::new(run, Setup { late, ..DIRECT })?.switch(Duration::from_secs(2))
+            let setup = Setup { late, ..DIRECT };
+            switch(run, setup, Duration::from_secs(2))
         },
     ),
     Case::new("uplink switch: IPv4 to IPv6", MOVED, |run| {
         let (lte, late) = (Uplink::V6, true);
-        Scene::new(
-            run,
-            Setup {
-                lte,
-                late,
-                ..DIRECT
-            },
-        )?
-        .switch(Duration::ZERO)
+        let setup = Setup {
+            lte,
+            late,
+            ..DIRECT
+        };
+        switch(run, setup, Duration::ZERO)
     }),
     Case::new("uplink switch: IPv6 to IPv4", MOVED, |run| {
         let wifi = Uplink::V6;
-        Scene::new(run, Setup { wifi, ..DIRECT })?.moves(admin_down)
+        run.scene(Setup { wifi, ..DIRECT })?.moves(admin_down)
     }),
     Case::new("router gets another address, nobody tells", SILENT, |run| {
-        let scene = Scene::new(run, DIRECT)?;
+        let scene = run.scene(DIRECT)?;
         let before = scene.remote_of_a()?;
         let stall = scene.stall(renumber)?;
         let after = scene.remote_of_a()?;
@@ -195,12 +221,9 @@ pub(crate) static CASES: [Case; 19] = [
         SILENT,
         |run| {
             let nat = Nat::RandomPorts;
-            let scene = Scene::new(run, Setup { nat, ..DIRECT })?;
+            let scene = run.scene(Setup { nat, ..DIRECT })?;
             let before = scene.remote_of_a()?;
-            let stall = scene.stall(|scene| {
-                let ns = &scene.wifi.ns;
-                ns.run("conntrack", &["-F"]).map(drop)
-            })?;
+            let stall = scene.stall(Uplinks::forget_mappings)?;
             let after = scene.remote_of_a()?;
             ensure!(before != after, "a is still reached at {before}");
             Ok(vec![stall])
@@ -208,7 +231,7 @@ pub(crate) static CASES: [Case; 19] = [
     ),
     Case::new("home relay killed, another one there", SILENT, |run| {
         let relays = 2;
-        let mut scene = Scene::new(run, Setup { relays, ..RELAYED })?;
+        let mut scene = run.scene(Setup { relays, ..RELAYED })?;
         let used = scene.a.peer("b")?["path"]["relay"].to_string();
         let mut relays = scene.relays.iter_mut();
         let used = relays.find(|relay| used.contains(&relay.url));
@@ -220,7 +243,7 @@ pub(crate) static CASES: [Case; 19] = [
         "home relay restarted, no other there",
         HALF_A_SECOND,
         |run| {
-            let mut scene = Scene::new(run, RELAYED)?;
+            let mut scene = run.scene(RELAYED)?;
             scene.relays[0].kill();
             std::thread::sleep(Duration::from_secs(2));
             scene.relays[0].restart()?;
@@ -238,7 +261,7 @@ pub(crate) static CASES: [Case; 19] = [
         "frozen for 60 s, thawed on another network",
         SILENT,
         |run| {
-            let mut scene = Scene::new(run, DIRECT)?;
+            let mut scene = run.scene(DIRECT)?;
             let freezer = Freezer::around(scene.a.program())?;
             freezer.freeze()?;
             std::thread::sleep(Duration::from_secs(60));
@@ -253,7 +276,7 @@ pub(crate) static CASES: [Case; 19] = [
         MOVED_ALONE,
         |run| {
             let relays = 0;
-            Scene::new(run, Setup { relays, ..DIRECT })?.moves(admin_down)
+            run.scene(Setup { relays, ..DIRECT })?.moves(admin_down)
         },
     ),
     Case::new(
@@ -264,12 +287,18 @@ pub(crate) static CASES: [Case; 19] = [
     .pace(Pace::Alone),
 ];
 
-fn admin_down(scene: &Scene) -> Result<()> {
+fn switch(run: &Run<'_>, setup: Setup, pause: Duration) -> Result<Vec<f64>> {
+    let scene = run.scene(setup)?;
+    scene.change_uplink(pause)?;
+    scene.moved_since(Instant::now())
+}
+
+fn admin_down(scene: &Uplinks) -> Result<()> {
     scene.a.ns.ip("link set wifi0 down")
 }
 
 /// Drops what goes directly from a's first uplink to b, or comes from there.
-fn cut(scene: &Scene, there: bool, back: bool) -> Result<()> {
+fn cut(scene: &Uplinks, there: bool, back: bool) -> Result<()> {
     let (near, far) = (scene.wifi.wan, scene.far);
     let mut pairs: Vec<(Ipv4Addr, Ipv4Addr)> = Vec::new();
     pairs.extend(there.then_some((near, far)));
@@ -277,23 +306,8 @@ fn cut(scene: &Scene, there: bool, back: bool) -> Result<()> {
     block(&scene.internet, &pairs)
 }
 
-/// Gives wifi0 another address in its network.
-fn readdress(scene: &Scene) -> Result<()> {
-    let ns = &scene.a.ns;
-    let own = ns.run("ip", &["-4", "-o", "addr", "show", "wifi0"])?;
-    let mut words = own.split_whitespace();
-    let net = words
-        .find_map(|word| word.strip_suffix(".2/24"))
-        .with_context(|| format!("no address in {own:?}"))?;
-    ns.ip(&format!(
-        "addr del {net}.2/24 dev wifi0
-         addr add {net}.77/24 dev wifi0
-         route add default via {net}.1 dev wifi0 metric 100"
-    ))
-}
-
 /// Gives the router at wifi0 another outer address; its mappings are gone with the old one.
-fn renumber(scene: &Scene) -> Result<()> {
+fn renumber(scene: &Uplinks) -> Result<()> {
     let ns = &scene.wifi.ns;
     let [a, b, c, _] = scene.wifi.wan.octets();
     ns.ip(&format!(
@@ -307,11 +321,7 @@ fn renumber(scene: &Scene) -> Result<()> {
 
 /// Host a has no link at all for a while.
 fn link_down(run: &Run<'_>, time: Duration) -> Result<Vec<f64>> {
-    let scene = Scene::new(run, RELAYED)?;
-    scene.a.ns.ip("link set lte0 down")?;
-    let (port, ns) = (scene.wifi.port(0), &scene.wifi.ns);
-    ns.ip(&format!("link set {port} down"))?;
-    std::thread::sleep(time);
-    ns.ip(&format!("link set {port} up"))?;
+    let scene = run.scene(RELAYED)?;
+    scene.lose_link(time)?;
     Ok(vec![scene.back_since(Instant::now())?])
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use mesh_tests::lab::{Arrivals, Namespace, Node, Relay, TwoNats, within};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 
-use crate::scene::Run;
+use crate::cases::Run;
 
 const SOON: Duration = Duration::from_secs(20);
 /// Packets a second, so many at a time.

@@ -8,7 +8,6 @@
 mod cases;
 mod flood;
 mod report;
-mod scene;
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -18,9 +17,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use mesh_tests::lab::Lab;
 
-use cases::{CASES, Case, Pace};
+use cases::{CASES, Case, Pace, Run};
 use report::Report;
-use scene::Run;
 
 const USAGE: &str =
     "usage: mesh-bench-heal [WORD]… [--runs N] [--slow-runs N] [--jobs N] [--write]";

@@ -9,6 +9,7 @@ mod healing;
 mod interop;
 mod kernel;
 mod lifecycle;
+mod moving;
 mod mtu;
 mod nats;
 mod noise;

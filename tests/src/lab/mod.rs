@@ -21,6 +21,7 @@ mod relay;
 mod scenario;
 mod topology;
 mod transfer;
+mod uplinks;
 mod wait;
 mod wireguard;
 
@@ -37,5 +38,6 @@ pub use relay::Relay;
 pub use scenario::{Lab, scenario};
 pub use topology::{Internet, Router, TwoNats};
 pub use transfer::{Pattern, Received, receive, send};
+pub use uplinks::{DIRECT, RELAYED, Setup, Uplink, Uplinks, block};
 pub use wait::{until, within};
 pub use wireguard::WireGuardGo;

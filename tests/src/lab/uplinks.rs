@@ -1,34 +1,31 @@
-//! Two hosts, one of which has two uplinks, and their relays.
+//! Two hosts, one of which has two uplinks, and their relays; pings and a TCP stream run between them all along.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use super::arrivals::{Arrival, Arrivals};
+use super::nat::{Nat, WanInput};
+use super::netns::Namespace;
+use super::node::{Node, Settings};
+use super::pulse::Pulse;
+use super::relay::Relay;
+use super::scenario::Lab;
+use super::topology::{Internet, Router};
+use super::wait::within;
 use anyhow::{Context, Result, ensure};
-use mesh_tests::lab::{
-    Arrivals, Internet, Lab, Namespace, Nat, Node, Pulse, Relay, Router, Settings, WanInput, within,
-};
 
 /// Longest that something which should take well under a second may take before anything is measured.
 const SOON: Duration = Duration::from_secs(20);
 /// How long is looked for a stall after something happened.
 const WATCHED: Duration = Duration::from_secs(4);
 /// A connection that stood still for a minute may wait for nearly as long again before it repeats what was lost.
-pub(crate) const PATIENT: Duration = Duration::from_secs(130);
+pub const PATIENT: Duration = Duration::from_secs(130);
 /// Of the host that is found without a relay.
 const PORT: u16 = 41_820;
 
-/// One run of a row.
-pub(crate) struct Run<'a> {
-    pub(crate) lab: &'a Lab,
-    /// One way between two sites.
-    pub(crate) delay: Duration,
-    /// Pings go from the host with two uplinks in every other run, and to it in the rest.
-    pub(crate) number: usize,
-}
-
 /// What an uplink offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Uplink {
+pub enum Uplink {
     /// IPv4 alone.
     V4,
     /// Both families, but nobody is reached directly over IPv4, only relays.
@@ -37,55 +34,75 @@ pub(crate) enum Uplink {
 
 /// What a scene begins with.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Setup {
-    pub(crate) relays: usize,
+pub struct Setup {
+    /// How many relays there are.
+    pub relays: usize,
     /// Enforced: no direct path is possible.
-    pub(crate) relayed: bool,
-    pub(crate) wifi: Uplink,
-    pub(crate) lte: Uplink,
+    pub relayed: bool,
+    /// What wifi0 offers, which is used first.
+    pub wifi: Uplink,
+    /// And lte0.
+    pub lte: Uplink,
     /// Of the router at wifi0.
-    pub(crate) nat: Nat,
-    /// lte0 has no address until [`Scene::switch`].
-    pub(crate) late: bool,
+    pub nat: Nat,
+    /// One way between two sites.
+    pub delay: Duration,
+    /// Pings go from b to a.
+    pub backwards: bool,
+    /// lte0 has no address until [`Uplinks::switch`].
+    pub late: bool,
 }
 
 /// A direct path over IPv4, one relay.
-pub(crate) const DIRECT: Setup = Setup {
+pub const DIRECT: Setup = Setup {
     relays: 1,
     relayed: false,
     wifi: Uplink::V4,
     lte: Uplink::V4,
     nat: Nat::Masquerade,
+    delay: Duration::ZERO,
+    backwards: false,
     late: false,
 };
 
 /// A relay and nothing else.
-pub(crate) const RELAYED: Setup = Setup {
+pub const RELAYED: Setup = Setup {
     relayed: true,
     ..DIRECT
 };
 
 /// Host a – wifi0 and lte0 to a router each – internet – router – host b, and relays. Without any, b is public.
-pub(crate) struct Scene {
-    pub(crate) internet: Internet,
-    pub(crate) wifi: Router,
+#[derive(Debug)]
+pub struct Uplinks {
+    /// The middle.
+    pub internet: Internet,
+    /// The router at wifi0, a being its host number 0.
+    pub wifi: Router,
     _lte: Router,
     _far_router: Option<Router>,
     /// b's outer address.
-    pub(crate) far: Ipv4Addr,
-    pub(crate) relays: Vec<Relay>,
-    pub(crate) a: Node,
-    pub(crate) b: Node,
+    pub far: Ipv4Addr,
+    /// The relays.
+    pub relays: Vec<Relay>,
+    /// The host with two uplinks.
+    pub a: Node,
+    /// The other one.
+    pub b: Node,
     /// What gives lte0 its addresses and routes, if it is late.
     later: String,
-    pulse: Pulse,
+    /// What runs between them.
+    pub pulse: Pulse,
     /// Pings on direct paths, as they reach a and b.
     arrivals: [Arrivals; 2],
 }
 
-impl Scene {
+impl Uplinks {
     /// Starts everything and waits for the path.
-    pub(crate) fn new(run: &Run<'_>, setup: Setup) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// When it does not come to that.
+    pub fn new(lab: &Lab, setup: Setup) -> Result<Self> {
         let ipv6 = [setup.wifi, setup.lte].contains(&Uplink::V6);
         let mut internet = Internet::new(ipv6)?;
         let mut places: Vec<(Namespace, Ipv4Addr)> = Vec::new();
@@ -98,8 +115,8 @@ impl Scene {
         wifi.attach(&a, "wifi0", 100)?;
         lte.attach(&a, "lte0", 200)?;
         let (b, far, far_router) = far_host(&mut internet, setup)?;
-        if !run.delay.is_zero() {
-            internet.delay(run.delay)?;
+        if !setup.delay.is_zero() {
+            internet.delay(setup.delay)?;
         }
         for (uplink, router, interface) in [(setup.wifi, &wifi, "wifi0"), (setup.lte, &lte, "lte0")]
         {
@@ -119,9 +136,9 @@ impl Scene {
         };
         let relays = places
             .iter()
-            .map(|(ns, address)| Relay::start(run.lab, ns, *address))
+            .map(|(ns, address)| Relay::start(lab, ns, *address))
             .collect::<Result<Vec<_>>>()?;
-        let (a, b) = start(run.lab, (&a, &b), far, &relays)?;
+        let (a, b) = start(lab, (&a, &b), far, &relays)?;
         let kind = if setup.relayed { "relay" } else { "direct" };
         a.wait_path("b", kind, SOON)?;
         b.wait_path("a", kind, SOON)?;
@@ -129,11 +146,7 @@ impl Scene {
             Arrivals::watch(&a.ns, Pulse::WIRE_BYTES)?,
             Arrivals::watch(&b.ns, Pulse::WIRE_BYTES)?,
         ];
-        let (from, to) = if run.number.is_multiple_of(2) {
-            (&a, &b)
-        } else {
-            (&b, &a)
-        };
+        let (from, to) = if setup.backwards { (&b, &a) } else { (&a, &b) };
         let pulse = Pulse::start(from, to)?;
         let scene = Self {
             internet,
@@ -148,13 +161,29 @@ impl Scene {
             pulse,
             arrivals,
         };
-        scene.settle(setup)?;
+        scene.pulse.wait(Instant::now(), SOON)?;
+        let now = Instant::now();
+        let direct = scene.arrivals.each_ref().map(|seen| seen.last(now));
+        ensure!(
+            direct.iter().all(|seen| seen.is_some() != setup.relayed),
+            "pings arrived directly: {direct:?}"
+        );
+        if setup.wifi == Uplink::V6 {
+            let v6 = |seen: &Option<Arrival>| seen.is_some_and(|seen| seen.to.is_ipv6());
+            ensure!(
+                direct.iter().all(v6),
+                "the path is not over IPv6: {direct:?}"
+            );
+        }
         Ok(scene)
     }
 
-    /// Lets the paths be measured and the first punches end, and checks that everything is as it should be then.
-    fn settle(&self, setup: Setup) -> Result<()> {
-        self.pulse.wait(Instant::now(), SOON)?;
+    /// Lets the paths be measured and the first punches end, and checks that nothing stands still then.
+    ///
+    /// # Errors
+    ///
+    /// When something does.
+    pub fn settle(&self) -> Result<()> {
         std::thread::sleep(Duration::from_secs(2));
         let now = Instant::now();
         let quiet = now - Duration::from_millis(500);
@@ -163,33 +192,27 @@ impl Scene {
             before < Duration::from_millis(150),
             "a stall of {before:?} before anything happened"
         );
-        let direct = self.arrivals.each_ref().map(|seen| seen.last(now));
-        ensure!(
-            direct.iter().all(|seen| seen.is_some() != setup.relayed),
-            "pings arrived directly: {direct:?}"
-        );
-        if setup.wifi == Uplink::V6 {
-            let v6 = |seen: &Option<_>| {
-                seen.is_some_and(|seen: mesh_tests::lab::Arrival| seen.to.is_ipv6())
-            };
-            ensure!(
-                direct.iter().all(v6),
-                "the path is not over IPv6: {direct:?}"
-            );
-        }
         Ok(())
     }
 
     /// Lets something happen; how long pings were not answered from when it began, in milliseconds. The TCP stream has to
     /// go on.
-    pub(crate) fn stall(&self, happens: impl FnOnce(&Self) -> Result<()>) -> Result<f64> {
+    ///
+    /// # Errors
+    ///
+    /// When it does not come to that.
+    pub fn stall(&self, happens: impl FnOnce(&Self) -> Result<()>) -> Result<f64> {
         let start = Instant::now();
         happens(self)?;
         self.stall_since(start)
     }
 
     /// As [`Self::stall`], for something that began, or was over, at `start`.
-    pub(crate) fn stall_since(&self, start: Instant) -> Result<f64> {
+    ///
+    /// # Errors
+    ///
+    /// When it does not come to that.
+    pub fn stall_since(&self, start: Instant) -> Result<f64> {
         let end = start + WATCHED;
         std::thread::sleep(end.saturating_duration_since(Instant::now()));
         // What was sent last is still under way.
@@ -199,45 +222,119 @@ impl Scene {
     }
 
     /// Host a moves: how long pings were not answered, and after how long they came and went directly by the new way.
-    pub(crate) fn moves(&self, happens: impl FnOnce(&Self) -> Result<()>) -> Result<Vec<f64>> {
+    ///
+    /// # Errors
+    ///
+    /// When it does not come to that.
+    pub fn moves(&self, happens: impl FnOnce(&Self) -> Result<()>) -> Result<Vec<f64>> {
         let start = Instant::now();
         happens(self)?;
         self.moved_since(start)
     }
 
-    /// The first uplink is lost, and `pause` later the second one gets its addresses; measured from then.
-    pub(crate) fn switch(&self, pause: Duration) -> Result<Vec<f64>> {
+    /// The first uplink is lost, and `pause` later the second one, a late one, gets its addresses.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn change_uplink(&self, pause: Duration) -> Result<()> {
         self.a.ns.ip("link set wifi0 down")?;
         std::thread::sleep(pause);
-        self.a.ns.ip(&self.later)?;
-        self.moved_since(Instant::now())
+        self.a.ns.ip(&self.later)
+    }
+
+    /// Gives wifi0 another address in its network.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn readdress(&self) -> Result<()> {
+        let ns = &self.a.ns;
+        let own = ns.run("ip", &["-4", "-o", "addr", "show", "wifi0"])?;
+        let mut words = own.split_whitespace();
+        let net = words
+            .find_map(|word| word.strip_suffix(".2/24"))
+            .with_context(|| format!("no address in {own:?}"))?;
+        ns.ip(&format!(
+            "addr del {net}.2/24 dev wifi0
+             addr add {net}.77/24 dev wifi0
+             route add default via {net}.1 dev wifi0 metric 100"
+        ))
+    }
+
+    /// Makes the router at wifi0 forget all mappings at once: one that stayed for a moment would hand its port on.
+    ///
+    /// # Errors
+    ///
+    /// When nft or conntrack refuses.
+    pub fn forget_mappings(&self) -> Result<()> {
+        let ns = &self.wifi.ns;
+        ns.nft("table ip hold { chain forward { type filter hook forward priority -1; policy drop; }\n }")?;
+        ns.run("conntrack", &["-F"])?;
+        ns.nft("delete table ip hold")
+    }
+
+    /// Host a has no link at all for a while.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn lose_link(&self, time: Duration) -> Result<()> {
+        self.a.ns.ip("link set lte0 down")?;
+        let (port, ns) = (self.wifi.port(0), &self.wifi.ns);
+        ns.ip(&format!("link set {port} down"))?;
+        std::thread::sleep(time);
+        ns.ip(&format!("link set {port} up"))
     }
 
     /// As [`Self::moves`], when the new way can be used since `start`.
-    pub(crate) fn moved_since(&self, start: Instant) -> Result<Vec<f64>> {
+    ///
+    /// # Errors
+    ///
+    /// When it does not come to that.
+    pub fn moved_since(&self, start: Instant) -> Result<Vec<f64>> {
         let stall = self.stall_since(start)?;
+        let direct = self.direct_again(start)?;
+        let direct = direct.context("pings do not come and go directly after the move")?;
+        Ok(vec![stall, ms(direct)])
+    }
+
+    /// How long after a's move at `start` pings came and went directly, by the new way.
+    ///
+    /// # Errors
+    ///
+    /// When they did not do so before the move.
+    pub fn direct_again(&self, start: Instant) -> Result<Option<Duration>> {
         let [at_a, at_b] = &self.arrivals;
         let before = start - Duration::from_millis(20);
-        let old = (at_a.last(before), at_b.last(before));
-        let (Some(old_a), Some(old_b)) = old else {
-            anyhow::bail!("no ping came directly before the move");
-        };
+        let old_a = at_a
+            .last(before)
+            .context("no ping came to a directly before")?;
+        let old_b = at_b
+            .last(before)
+            .context("no ping came to b directly before")?;
         let there = at_b.first(start, |seen| seen.from != old_b.from);
         let back = at_a.first(start, |seen| seen.to != old_a.to);
-        let there = there.context("nothing came to b directly after the move")?;
-        let back = back.context("nothing came to a directly after the move")?;
-        Ok(vec![stall, ms(there.max(back))])
+        Ok(there.zip(back).map(|(there, back)| there.max(back)))
     }
 
     /// Milliseconds until a ping that is sent from `since` on is answered; the TCP stream has to go on.
-    pub(crate) fn back_since(&self, since: Instant) -> Result<f64> {
+    ///
+    /// # Errors
+    ///
+    /// When it does not come to that.
+    pub fn back_since(&self, since: Instant) -> Result<f64> {
         let took = self.pulse.wait(since, SOON)?;
         self.pulse.check_stream(PATIENT)?;
         Ok(ms(took))
     }
 
     /// Where b sends a's packets.
-    pub(crate) fn remote_of_a(&self) -> Result<String> {
+    ///
+    /// # Errors
+    ///
+    /// When it does not come to that.
+    pub fn remote_of_a(&self) -> Result<String> {
         Ok(self.b.peer("a")?["path"]["remote"].to_string())
     }
 }
@@ -325,7 +422,11 @@ fn start(
 }
 
 /// Drops every UDP packet over IPv4 from one address to the other of each pair.
-pub(crate) fn block(internet: &Internet, pairs: &[(Ipv4Addr, Ipv4Addr)]) -> Result<()> {
+///
+/// # Errors
+///
+/// When nft refuses.
+pub fn block(internet: &Internet, pairs: &[(Ipv4Addr, Ipv4Addr)]) -> Result<()> {
     let rules: String = pairs
         .iter()
         .map(|(from, to)| format!("ip saddr {from} ip daddr {to} meta l4proto udp counter drop\n"))
@@ -339,6 +440,6 @@ pub(crate) fn block(internet: &Internet, pairs: &[(Ipv4Addr, Ipv4Addr)]) -> Resu
     ))
 }
 
-pub(crate) fn ms(duration: Duration) -> f64 {
+fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1_000.0
 }
