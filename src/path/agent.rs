@@ -91,8 +91,35 @@ impl PathSet {
             }
             let id = self.free_id();
             self.paths.push(Path::new(key, id, now));
+            self.share_distrust(key, now);
         }
         self.get_mut(key)
+    }
+
+    /// What swallows data swallows it whatever port of the peer's it goes to: all direct paths to one address are distrusted
+    /// together, so that another port, won by punching, is not the next to be tried.
+    fn share_distrust(&mut self, key: PathKey, now: Instant) {
+        let PathKey::Direct(_, remote) = key else {
+            return;
+        };
+        let there = |path: &Path| matches!(path.key, PathKey::Direct(_, other) if other.ip() == remote.ip());
+        let known = self.paths.iter().filter(|path| there(path));
+        let distrusted = known.filter(|path| path.is_distrusted(now));
+        let worst = distrusted.map(|path| (path.distrusted, path.swallowed));
+        let Some((until, swallowed)) = worst.max() else {
+            return;
+        };
+        for path in self.paths.iter_mut().filter(|path| there(path)) {
+            (path.distrusted, path.swallowed) = (until, swallowed);
+        }
+    }
+
+    /// Until when a direct path that answers probes is not used because it loses data. Another one would do no better.
+    pub(crate) fn distrusted_until(&self, now: Instant) -> Option<Instant> {
+        let direct = |path: &&Path| matches!(path.key, PathKey::Direct(..));
+        let proven = self.paths.iter().filter(direct);
+        let proven = proven.filter(|path| path.is_proven(now) && path.is_distrusted(now));
+        proven.filter_map(|path| path.distrusted).max()
     }
 
     /// Forgets paths from a spare socket that lead nowhere any more; `false` if none is left, so that it can be closed.
@@ -229,10 +256,13 @@ impl PathSet {
             PathKey::Relay(_) => path.key == arrival,
             PathKey::Direct(..) => matches!(path.key, PathKey::Direct(..)),
         };
-        self.paths
-            .iter_mut()
-            .filter(|path| may_be_of(path))
-            .find_map(|path| path.probe_answered(transaction, now).then_some(path.key))
+        let mut asked = self.paths.iter_mut().filter(|path| may_be_of(path));
+        let proven =
+            asked.find_map(|path| path.probe_answered(transaction, now).then_some(path.key));
+        if let Some(key) = proven {
+            self.share_distrust(key, now);
+        }
+        proven
     }
 
     /// The network changed: every path may lead nowhere now. Those for which there is no address of ours any more do.
@@ -243,6 +273,9 @@ impl PathSet {
                 PathKey::Direct(..) if path.proven.is_none() => {}
                 _ => path.doubt(now),
             }
+            // That was found out somewhere else.
+            path.distrusted = None;
+            path.swallowed = 0;
         }
         self.short_lived = false;
     }

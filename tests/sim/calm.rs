@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_core::limits;
-use mesh_tests::sim::{FlowConfig, LinkConfig, Pair, RelayId, Sim, for_seeds};
+use mesh_tests::sim::{FlowConfig, LinkConfig, Pair, PathKind, RelayId, Sim, for_seeds};
 
 use crate::common::{home, ms, secs};
 
@@ -117,13 +117,15 @@ fn a_path_that_answers_probes_and_carries_no_data_is_left() {
         let (a, b) = (IpNet::from(sim.external(a)), IpNet::from(sim.external(b)));
         // Probes are smaller than that, and data is not.
         sim.core().block_large(a, b, 500);
-        let start = sim.now();
+        let (start, before) = (sim.now(), sim.host(pair.a).counters.path_changes);
         sim.run_for(secs(20));
         let end = sim.now();
         sim.run_for(secs(1));
         let stall = sim.stall(flow, start..end);
         assert!(stall <= secs(2), "{stall:?}");
-        assert!(sim.is_relayed(pair.a, pair.b));
+        // Another port of the same router is no other path.
+        assert_eq!(sim.host(pair.a).counters.path_changes, before + 1);
+        assert_eq!(sim.path(pair.a, pair.b), Some(PathKind::Relay));
     });
 }
 

@@ -84,6 +84,12 @@ impl Engine {
             }
             return;
         }
+        if let Some(until) = peer.paths.distrusted_until(now) {
+            if let Some(peer) = self.peer_mut(index) {
+                peer.punching.next = Some(until);
+            }
+            return;
+        }
         if peer.punching.plan_due {
             self.call_with_plan(now, index);
             if self.is_attempting(index) {

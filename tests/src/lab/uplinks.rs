@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// How long is looked for a stall after something happened.
 const WATCHED: Duration = Duration::from_secs(4);
 /// A connection that stood still for a minute may wait for nearly as long again before it repeats what was lost.
-pub const PATIENT: Duration = Duration::from_secs(130);
+const PATIENT: Duration = Duration::from_secs(130);
 /// Of the host that is found without a relay.
 const PORT: u16 = 41_820;
 
