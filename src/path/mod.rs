@@ -460,7 +460,8 @@ impl Path {
             if !probe.overdue && age >= timeout {
                 probe.overdue = true;
                 // Data that goes on arriving there shows a line that has filled up: the answer will be late.
-                let late = self.doubted.is_none() && self.out.has_progressed_since(probe.sent);
+                let lately = now - alive_delay(self.rtt.unwrap_or(DEFAULT_RTT)) * 2;
+                let late = self.doubted.is_none() && self.out.has_progressed_since(lately);
                 self.unanswered = self.unanswered.saturating_add(u32::from(!late));
             }
             if age >= timeout.max(FIRST_PROBE_TIMEOUT) {

@@ -57,7 +57,7 @@ pub struct Behaviour {
 pub enum Nat {
     /// Linux `masquerade`: endpoint-independent mapping that keeps the port, address-and-port-dependent filtering.
     Masquerade,
-    /// The same with a random port for each mapping, from 40000 to 49999.
+    /// The same with a random port for each mapping, from 20000 to 29999, which no socket has by itself.
     RandomPorts,
     /// Linux `masquerade fully-random`: a symmetric NAT with random ports, address-and-port-dependent filtering.
     Symmetric,
@@ -83,7 +83,7 @@ impl Nat {
         let translation = match self {
             Self::Masquerade => masquerade("masquerade"),
             Self::RandomPorts => masquerade(
-                "meta l4proto { tcp, udp } masquerade to :40000-49999
+                "meta l4proto { tcp, udp } masquerade to :20000-29999
                  oifname wan masquerade",
             ),
             Self::Symmetric => masquerade("masquerade fully-random"),

@@ -162,8 +162,16 @@ impl Uplinks {
             arrivals,
         };
         scene.pulse.wait(Instant::now(), SOON)?;
-        let now = Instant::now();
-        let direct = scene.arrivals.each_ref().map(|seen| seen.last(now));
+        let direct = || {
+            let now = Instant::now();
+            scene.arrivals.each_ref().map(|seen| seen.last(now))
+        };
+        if !setup.relayed {
+            within("pings to go directly", SOON, || {
+                Ok(direct().iter().all(Option::is_some))
+            })?;
+        }
+        let direct = direct();
         ensure!(
             direct.iter().all(|seen| seen.is_some() != setup.relayed),
             "pings arrived directly: {direct:?}"
