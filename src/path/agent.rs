@@ -52,6 +52,8 @@ pub(crate) struct PathSet {
     reason: &'static str,
     /// The number that the last path got.
     last_id: u8,
+    /// By which path data came last.
+    arrival: Option<PathKey>,
     /// When the peer has to be told what arrived.
     alive_due: Option<Instant>,
     /// Present while the path in use is in doubt and another one can carry copies.
@@ -187,6 +189,7 @@ impl PathSet {
         if let Some(path) = self.get_mut(arrival) {
             path.incoming.received(now, session, highest, count);
         }
+        self.arrival = Some(arrival);
         if self.alive_due.is_none() {
             let rtt = self.current().and_then(Path::rtt).unwrap_or_default();
             self.alive_due = Some(now + alive_delay(rtt));
@@ -202,6 +205,17 @@ impl PathSet {
             .filter_map(|path| path.incoming.report(now));
         let reports: Vec<Received> = reports.take(limits::MAX_PATHS).collect();
         (!reports.is_empty()).then_some(reports)
+    }
+
+    /// Where the peer is told by, beside the path in use: by a spare one while that is in doubt, and by the one that its data
+    /// comes by. Ours may have died, and the peer must not take its own for one that swallows data because of that.
+    pub(crate) fn alive_ways(&self, now: Instant) -> [Option<PathKey>; 2] {
+        let spare = self.spare(now);
+        let arrival = self.arrival.filter(|key| {
+            let other = Some(*key) != self.current && Some(*key) != spare;
+            other && self.get(*key).is_some_and(|path| path.answers(now))
+        });
+        [spare, arrival]
     }
 
     /// The peer tells about our data.
@@ -448,7 +462,9 @@ impl PathSet {
         let sure = self.paths.iter().filter(sure);
         let best = sure.reduce(|best, path| if is_better(path, best) { path } else { best });
         // What something may have broken is better than nothing.
-        let best = best.or_else(|| self.least_doubtful(now));
+        let best = best
+            .or_else(|| self.least_doubtful(now))
+            .or_else(|| self.last_resort(now));
         let current = self.current();
         let (to, reason) = match (current, best) {
             (None, None) => return None,
@@ -503,6 +519,17 @@ impl PathSet {
                 _ => best,
             }
         })
+    }
+
+    /// A path that seems to lose data, when the one in use carries nothing at all any more.
+    fn last_resort(&self, now: Instant) -> Option<&Path> {
+        let useless = |path: &Path| path.route().is_none() || path.has_failed();
+        if !self.current().is_none_or(useless) {
+            return None;
+        }
+        let other = |path: &&Path| Some(path.key) != self.current && path.answers(now);
+        let others = self.paths.iter().filter(other);
+        others.reduce(|best, path| if is_better(path, best) { path } else { best })
     }
 
     /// A direct path that fails after a pause was forgotten by a NAT, most likely.
@@ -590,6 +617,45 @@ mod tests {
         assert_eq!(set.probe_answered(direct(1), 1, at(6)), None, "never sent");
         prove(&mut set, direct(1), 1, at(10));
         assert_eq!(set.choose(at(10)).unwrap().to, Some(direct(1)));
+    }
+
+    fn second_relay() -> PathKey {
+        PathKey::Relay(RelayHandle(2))
+    }
+
+    /// Relayed, with another relay that works as well.
+    fn with_standby() -> PathSet {
+        let mut set = relayed();
+        let path = set.get_or_add(second_relay(), at(0)).unwrap();
+        path.set_channel(Some((
+            std::net::SocketAddr::from(([203, 0, 113, 2], 443)),
+            8,
+        )));
+        path.measured(Duration::from_millis(20));
+        assert_eq!(set.choose(at(0)), None);
+        set
+    }
+
+    #[test]
+    fn a_path_that_seemed_to_lose_data_is_better_than_none() {
+        let mut set = with_standby();
+        let until = at(30_000);
+        set.get_mut(second_relay()).unwrap().distrusted = Some(until);
+        assert_eq!(set.choose(at(10)), None, "the one in use works");
+        set.get_mut(relay()).unwrap().set_channel(None);
+        assert_eq!(set.choose(at(20)).unwrap().to, Some(second_relay()));
+        assert_eq!(set.choose(at(30)), None);
+    }
+
+    #[test]
+    fn the_peer_is_told_of_its_data_on_the_path_that_it_came_by_as_well() {
+        let mut set = with_standby();
+        set.received_data(relay(), at(5), 1, 1, 1);
+        assert_eq!(set.alive_ways(at(5)), [None, None]);
+        set.received_data(second_relay(), at(6), 1, 2, 1);
+        assert_eq!(set.alive_ways(at(6)), [None, Some(second_relay())]);
+        set.get_mut(second_relay()).unwrap().set_channel(None);
+        assert_eq!(set.alive_ways(at(7)), [None, None]);
     }
 
     #[test]

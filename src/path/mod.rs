@@ -202,6 +202,11 @@ impl Path {
     ///
     /// One probe without an answer is enough on a path that something may have broken, else it takes three.
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
+        self.answers(now) && !self.is_distrusted(now)
+    }
+
+    /// True when it works as far as probes show.
+    fn answers(&self, now: Instant) -> bool {
         let reachable = match self.key {
             PathKey::Relay(_) => self.channel.is_some(),
             PathKey::Direct(..) => self.is_proven(now),
@@ -211,7 +216,7 @@ impl Path {
         } else {
             MAX_UNANSWERED
         };
-        reachable && self.unanswered < allowed && self.distrusted.is_none_or(|until| until <= now)
+        reachable && self.unanswered < allowed
     }
 
     /// True while something that happened may have broken it.
