@@ -30,6 +30,8 @@ const PUNCH: Duration = Duration::from_secs(60);
 /// UDP payload of a probe, and of its answer, in a relay's frame.
 const PROBE_BYTES: usize = 8 + 64 + 32;
 const PORT: u16 = 9_002;
+/// What a relay allows a client by default is less.
+const RELAY: &str = "access = \"open\"\nrate_limit = \"10 Gbit/s\"\n";
 /// For what arrives while the receiver does not run.
 const BUFFER: usize = 256 << 20;
 
@@ -42,7 +44,7 @@ pub(crate) fn run(run: &Run<'_>) -> Result<Vec<f64>> {
     let more = detour.saturating_sub(run.delay);
     net.internet.delay_far(run.delay, net.relay_address, more)?;
     net.internet.block_udp(net.nat_a.wan, net.nat_b.wan)?;
-    let relay = Relay::start(run.lab, &net.relay, net.relay_address)?;
+    let relay = Relay::start_with(run.lab, &net.relay, net.relay_address, RELAY)?;
     let (a, b) = Node::pair(run.lab, &net.a, &net.b, &[&relay.url])?;
     let (mut a, mut b) = (a.quiet(), b.quiet());
     for node in [&mut a, &mut b] {
@@ -136,6 +138,11 @@ fn send(ns: &Namespace, overlay: Ipv6Addr, over: &AtomicBool) -> Result<u64> {
         let due = start + Duration::from_secs(1).mul_f64(number as f64 / f64::from(RATE));
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
+    let rate = number as f64 / start.elapsed().as_secs_f64();
+    ensure!(
+        rate > f64::from(RATE) * 0.95,
+        "only {rate:.0} packets/s were sent"
+    );
     Ok(number)
 }
 
