@@ -197,6 +197,8 @@ pub struct Nat {
 /// One address of a peer that was tried.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
+    /// Our UDP port; `null` if it was many, and none of them won.
+    pub local_port: Option<u16>,
     /// Where probes went. For a search, with the port that answered, or 0.
     pub target: SocketAddr,
     /// How: `punch`, `port prediction`, and so on.

@@ -390,7 +390,7 @@ impl UdpPoller for AlwaysWritable {
 mod tests {
     use std::time::Duration;
 
-    use mesh_core::wire::relay::{PROTOCOL_VERSION, ServerMessage};
+    use mesh_core::wire::relay::{Alternatives, PROTOCOL_VERSION, ServerMessage};
     use mesh_relay::tls;
     use quinn_udp::BATCH_SIZE;
 
@@ -497,7 +497,7 @@ mod tests {
                             ClientMessage::Hello { version } => ServerMessage::Welcome {
                                 version,
                                 observed: connection.remote_address(),
-                                alt_port: None,
+                                alternatives: Alternatives::default(),
                             }
                             .encode(&mut answer),
                             ClientMessage::Ping { nonce } => {

@@ -7,7 +7,7 @@
 mod bound;
 
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,6 +21,19 @@ use crate::tuning::Tuning;
 /// Mark on every packet that this daemon sends outside the tunnel, so that routing rules can tell them apart
 /// (`ip rule … fwmark`). Spells `MESH`.
 pub const FWMARK: u32 = 0x4d45_5348;
+
+/// The address that packets to `remote` leave from, if there is a way there: what the kernel says by its routes.
+pub(crate) fn local_address(remote: SocketAddr, port: u16) -> Option<SocketAddr> {
+    let any = match remote {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    let _ = setsockopt(&socket, sockopt::Mark, &FWMARK);
+    // Sends nothing: it only looks a route up.
+    socket.connect(remote).ok()?;
+    Some(SocketAddr::new(socket.local_addr().ok()?.ip(), port))
+}
 
 /// How often another port is tried when the one that IPv4 got is taken for IPv6.
 const PORT_ATTEMPTS: usize = 16;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use mesh_core::config::ConfigError;
@@ -28,9 +28,16 @@ const MIN_RATE: u64 = 8_000;
 /// Far above any hardware, and far from overflow.
 const MAX_RATE: u64 = 1_000_000_000_000;
 
-const KNOWN: [&str; 5] = ["listen", "stun_alt_port", "nodes", "access", "rate_limit"];
+const KNOWN: [&str; 6] = [
+    "listen",
+    "stun_alt_port",
+    "stun_alt_address",
+    "nodes",
+    "access",
+    "rate_limit",
+];
 /// Keys that are planned and that this version does not have.
-const LATER: [&str; 3] = ["networks", "stun_alt_address", "metrics"];
+const LATER: [&str; 2] = ["networks", "metrics"];
 
 /// Everything that a configuration file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +50,8 @@ pub struct Config {
     pub alt_port: u16,
     /// False if `alt_port` is only the default, and the relay can do without.
     pub alt_port_configured: bool,
+    /// A second address of this host, to answer STUN from.
+    pub alt_address: Option<Ipv4Addr>,
     /// Who may use the relay.
     pub access: Access,
     /// Bytes a second that are forwarded for each client.
@@ -57,6 +66,7 @@ impl Default for Config {
             listen_configured: false,
             alt_port: DEFAULT_ALT_PORT,
             alt_port_configured: false,
+            alt_address: None,
             access: Access::Nodes(BTreeSet::new()),
             rate_limit: limits::RELAY_RATE,
         }
@@ -160,6 +170,7 @@ impl Parser<'_> {
             config.alt_port = port;
             config.alt_port_configured = true;
         }
+        config.alt_address = self.value(table, "stun_alt_address", alt_address);
         if let Some(rate) = self.value(table, "rate_limit", rate) {
             config.rate_limit = rate;
         }
@@ -304,6 +315,22 @@ fn alt_port(value: &DeValue<'_>) -> Result<u16, String> {
     };
     u16::from_str_radix(number.as_str(), number.radix())
         .map_err(|_| format!("{number} is not a port; use 0 (any free port) to 65535"))
+}
+
+fn alt_address(value: &DeValue<'_>) -> Result<Ipv4Addr, String> {
+    let text = text(value, "an IPv4 address of this host: \"203.0.113.2\"")?;
+    let address: IpAddr = text
+        .parse()
+        .map_err(|_| format!("{} is no IP address", shown(text)))?;
+    match address.to_canonical() {
+        IpAddr::V4(ip) if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() => {
+            Err(format!("{ip} is no host's address; use one of this host"))
+        }
+        IpAddr::V4(ip) => Ok(ip),
+        IpAddr::V6(ip) => Err(format!(
+            "{ip} is an IPv6 address; it is IPv4 that NATs translate, so use an IPv4 address of this host"
+        )),
+    }
 }
 
 fn node(value: &DeValue<'_>) -> Result<NodeId, String> {
@@ -460,7 +487,7 @@ mod tests {
                  write it like \"[::]:443\" or \"0.0.0.0:443\"",
                 "relay.toml:4: stun_alt_port: 70000 is not a port; use 0 (any free port) to 65535",
                 "relay.toml:5: rate: is not a key of a relay; \
-                 the keys are listen, stun_alt_port, nodes, access, rate_limit",
+                 the keys are listen, stun_alt_port, stun_alt_address, nodes, access, rate_limit",
                 "relay.toml:6: networks: is not supported by this version; remove it",
                 "relay.toml:7: access: must be a string, not a number; write access = \"open\"",
                 "relay.toml:8: nodes: must be a list, not a string; write nodes = [\"…\"]",
@@ -501,6 +528,14 @@ mod tests {
             refused("listen = [\"[::]:5\"]\nstun_alt_port = 5")
                 .starts_with("relay.toml:2: stun_alt_port: ")
         );
+        let second = parse("stun_alt_address = \"203.0.113.2\"").unwrap();
+        assert_eq!(second.alt_address, Some(Ipv4Addr::new(203, 0, 113, 2)));
+        for wrong in ["0.0.0.0", "224.0.0.1", "2001:db8::1", "relay.example.org"] {
+            assert!(
+                refused(&format!("stun_alt_address = \"{wrong}\""))
+                    .starts_with("relay.toml:1: stun_alt_address: ")
+            );
+        }
         assert!(refused("listen = [\"[::]:3478\"]").contains("stun_alt_port"));
         parse("listen = [\"[::]:3478\"]\nstun_alt_port = 5").unwrap();
         parse("listen = [\"127.0.0.1:0\"]\nstun_alt_port = 0").unwrap();

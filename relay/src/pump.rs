@@ -154,8 +154,13 @@ impl Pump {
         }
         for answer in self.answers.drain(..) {
             let payload = answer.reply.payload();
+            let elsewhere = self.shared.elsewhere.filter(|_| answer.reply.other_address);
+            let (listener, from) = match elsewhere {
+                Some((listener, address)) => (listener, Some((*address.ip()).into())),
+                None => (listener, answer.from),
+            };
             if let Some(port) = self.shared.listeners[listener].port(answer.reply.socket) {
-                failed += port.send(answer.to, answer.from, None, payload, payload.len());
+                failed += port.send(answer.to, from, None, payload, payload.len());
             }
         }
         self.runs.clear();

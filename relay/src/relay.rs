@@ -2,13 +2,14 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mesh_core::identity::{Identity, NodeId};
 use mesh_core::relay::server::{Server, Settings, Stats};
+use mesh_core::wire::relay::Alternatives;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use quinn::{Endpoint, Incoming, TokioRuntime, VarInt};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -82,7 +83,13 @@ impl Relay {
             .max_incoming(MAX_HANDSHAKES)
             .incoming_buffer_size(INCOMING_BYTES)
             .incoming_buffer_size_total(INCOMING_TOTAL_BYTES);
-        for listener in sockets::bind(config)? {
+        let bound = sockets::bind(config)?;
+        let elsewhere = config.alt_address.and_then(|address| {
+            let listener = sockets::covering(address, &bound)?;
+            let port = bound[listener].main.local.port();
+            Some((listener, SocketAddrV4::new(address, port)))
+        });
+        for listener in bound {
             let listener = Arc::new(listener);
             let (sender, receiver) = mpsc::channel(QUIC_QUEUE);
             let endpoint = Endpoint::new_with_abstract_socket(
@@ -101,15 +108,18 @@ impl Relay {
         }
         let settings = Settings {
             access: config.access.clone(),
-            alt_port: listeners
-                .iter()
-                .find_map(|l| Some(l.alt.as_ref()?.local.port())),
+            alternatives: Alternatives {
+                port: listeners
+                    .iter()
+                    .find_map(|l| Some(l.alt.as_ref()?.local.port())),
+                address: elsewhere.map(|(_, address)| address),
+            },
             rate_limit: config.rate_limit,
         };
         let server = Server::new(settings, seed()?);
         Ok(Self {
             id: identity.id(),
-            shared: Arc::new(Shared::new(server, listeners)),
+            shared: Arc::new(Shared::new(server, listeners, elsewhere)),
             endpoints,
             quic,
         })

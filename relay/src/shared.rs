@@ -1,6 +1,7 @@
 //! What the data thread and the asynchronous tasks share: the server's state, the sockets, and the connections.
 
 use std::collections::HashMap;
+use std::net::SocketAddrV4;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -35,6 +36,8 @@ pub(crate) struct Handle {
 pub(crate) struct Shared {
     server: Mutex<Server>,
     pub(crate) listeners: Vec<Arc<Listener>>,
+    /// The relay's second address, and the listener that sends from there.
+    pub(crate) elsewhere: Option<(usize, SocketAddrV4)>,
     handles: Mutex<HashMap<ConnId, Handle>>,
     next: AtomicU64,
     start: std::time::Instant,
@@ -43,10 +46,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(server: Server, listeners: Vec<Arc<Listener>>) -> Self {
+    pub(crate) fn new(
+        server: Server,
+        listeners: Vec<Arc<Listener>>,
+        elsewhere: Option<(usize, SocketAddrV4)>,
+    ) -> Self {
         Self {
             server: Mutex::new(server),
             listeners,
+            elsewhere,
             handles: Mutex::default(),
             next: AtomicU64::new(0),
             start: std::time::Instant::now(),

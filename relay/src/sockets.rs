@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ fn advice(error: &io::Error) -> &'static str {
             "; another program has the port: stop it, or set `listen` or `stun_alt_port`"
         }
         io::ErrorKind::AddrNotAvailable => {
-            "; this host does not have the address: correct `listen`"
+            "; this host does not have the address: correct `listen` or `stun_alt_address`"
         }
         io::ErrorKind::PermissionDenied => {
             "; ports below 1024 need CAP_NET_BIND_SERVICE: start it by systemd, or set `listen`"
@@ -281,8 +281,42 @@ pub(crate) fn bind(config: &Config) -> Result<Vec<Listener>, BindError> {
             owns_alt: false,
         });
     }
+    if let Some(address) = config.alt_address {
+        bind_elsewhere(address, &mut listeners)?;
+    }
     bind_alt(config, &mut listeners)?;
     Ok(listeners)
+}
+
+/// Makes sure that packets to and from the second address pass through some listener.
+fn bind_elsewhere(address: Ipv4Addr, listeners: &mut Vec<Listener>) -> Result<(), BindError> {
+    let failed = |port| {
+        let address = SocketAddr::new(address.into(), port);
+        move |source| BindError::Socket { address, source }
+    };
+    // Without a look at the address itself a wildcard would hide that this host has none like it.
+    Port::bind(SocketAddr::new(address.into(), 0), false).map_err(failed(0))?;
+    if covering(address, listeners).is_none()
+        && let Some(port) = listeners.first().map(|first| first.main.local.port())
+    {
+        let main = Port::bind(SocketAddr::new(address.into(), port), false);
+        listeners.push(Listener {
+            main: main.map_err(failed(port))?,
+            alt: None,
+            owns_alt: false,
+        });
+    }
+    Ok(())
+}
+
+/// The listener that takes what is sent to an address.
+pub(crate) fn covering(address: Ipv4Addr, listeners: &[Listener]) -> Option<usize> {
+    let bound = |ip: IpAddr| listeners.iter().position(|one| one.main.local.ip() == ip);
+    let any_v4 = || bound(Ipv4Addr::UNSPECIFIED.into());
+    // Where IPv4 has sockets of its own, the wildcard of IPv6 is for that alone.
+    let has_v4 = listeners.iter().any(|one| one.main.local.is_ipv4());
+    let any_v6 = || bound(Ipv6Addr::UNSPECIFIED.into()).filter(|_| !has_v4);
+    bound(address.into()).or_else(any_v4).or_else(any_v6)
 }
 
 /// Gives every address a socket on the second port: all of them the same port, as clients are told one.

@@ -10,9 +10,12 @@ use std::time::{Duration, Instant};
 use common::{Client, Host, TestRelay, config, node, within};
 use mesh_core::limits;
 use mesh_core::relay::server::{Access, DropReason};
-use mesh_core::wire::relay::{ClientMessage, Frame, Refusal, ServerMessage, parse_frame};
-use mesh_core::wire::stun;
+use mesh_core::wire::relay::{
+    Alternatives, ClientMessage, Frame, Refusal, ServerMessage, parse_frame,
+};
+use mesh_core::wire::stun::{self, Change};
 use mesh_relay::client::ClientError;
+use mesh_relay::config::Config;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_welcome_tells_the_address_of_the_mesh_socket_and_the_second_port() {
@@ -25,7 +28,10 @@ async fn the_welcome_tells_the_address_of_the_mesh_socket_and_the_second_port() 
         ServerMessage::Welcome {
             version: 1,
             observed: address,
-            alt_port: Some(relay.alt_port)
+            alternatives: Alternatives {
+                port: Some(relay.alt_port),
+                address: None
+            }
         }
     );
     assert_eq!(relay.observer.clients(), 1);
@@ -155,7 +161,7 @@ async fn whatever_a_client_gets_comes_from_the_address_that_it_talks_to() {
         a.send(7, b"unknown channel").await;
         assert_eq!(a.host.receive_from().await.0, a_relay);
         a.host
-            .send(a_relay, &stun::binding_request(&[1; 12], false))
+            .send(a_relay, &stun::binding_request(&[1; 12], Change::Nothing))
             .await;
         assert_eq!(a.host.receive_from().await.0, a_relay);
         a.host.move_away().await;
@@ -295,8 +301,10 @@ async fn stun_is_answered_on_both_ports_and_across_them_for_clients_only() {
     let mapped = host.address();
     for (i, to) in [main, alt].into_iter().enumerate() {
         let txn = [i as u8; 12];
-        host.send(to, &stun::binding_request(&txn, true)).await;
-        host.send(to, &stun::binding_request(&txn, false)).await;
+        host.send(to, &stun::binding_request(&txn, Change::Port))
+            .await;
+        host.send(to, &stun::binding_request(&txn, Change::Nothing))
+            .await;
         let answer = host.receive().await;
         assert_eq!(
             stun::parse(&answer),
@@ -310,7 +318,7 @@ async fn stun_is_answered_on_both_ports_and_across_them_for_clients_only() {
         let txn = [10 + i as u8; 12];
         client
             .host
-            .send(to, &stun::binding_request(&txn, true))
+            .send(to, &stun::binding_request(&txn, Change::Port))
             .await;
         let answer = client.host.receive().await;
         assert_eq!(
@@ -319,6 +327,48 @@ async fn stun_is_answered_on_both_ports_and_across_them_for_clients_only() {
         );
     }
     assert_eq!(relay.stats().dropped(DropReason::UnprovenStun), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stun_is_answered_at_the_second_address_and_from_there_for_clients_only() {
+    // Whether the second address has a listener of its own or shares one of all addresses.
+    for listen in [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED] {
+        let second = Ipv4Addr::new(127, 0, 0, 9);
+        let relay = TestRelay::start(&Config {
+            listen: vec![(listen, 0).into()],
+            alt_address: Some(second),
+            ..config(Access::Open)
+        });
+        let main = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), relay.address.port());
+        let elsewhere = SocketAddr::new(second.into(), main.port());
+        let host = Host::new(1, Ipv4Addr::LOCALHOST).await;
+        let mapped = host.address();
+        let mut client = host.connect(relay.id, main).await.unwrap();
+        let ServerMessage::Welcome { alternatives, .. } = client.greet().await else {
+            panic!("no welcome");
+        };
+        assert_eq!(alternatives.address.map(SocketAddr::from), Some(elsewhere));
+        for (i, (to, change, from)) in [
+            (elsewhere, Change::Nothing, elsewhere),
+            (main, Change::Address, elsewhere),
+            (main, Change::Nothing, main),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let txn = [i as u8; 12];
+            client
+                .host
+                .send(to, &stun::binding_request(&txn, change))
+                .await;
+            let (source, answer) = client.host.receive_from().await;
+            assert_eq!(source, from);
+            assert_eq!(
+                stun::parse(&answer),
+                Ok(stun::Message::Response { txn, mapped })
+            );
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

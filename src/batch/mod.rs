@@ -6,6 +6,8 @@
 
 mod receive;
 mod send;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 

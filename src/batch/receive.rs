@@ -14,13 +14,6 @@ pub(crate) struct Message {
     pub(crate) stride: usize,
 }
 
-/// An inner packet that was opened where it lies.
-#[derive(Debug, Clone)]
-struct Packet {
-    network: NetworkIndex,
-    range: Range<usize>,
-}
-
 /// What one receive brought, and the packets that were in it.
 ///
 /// Each packet has at least [`crate::session::HEADER`] bytes before it that nobody needs any more: room for the kernel's
@@ -30,20 +23,39 @@ pub struct ReceiveBatch {
     socket: SocketId,
     storage: Vec<u8>,
     messages: Vec<Message>,
-    /// As many as there are datagrams at most.
-    packets: Vec<Packet>,
+    packets: Packets,
+}
+
+/// Inner packets that were opened where they lie; as many as there are datagrams at most.
+#[derive(Debug, Default)]
+struct Packets {
+    ranges: Vec<Range<usize>>,
+    /// Whose they are, and how many in a row.
+    networks: Vec<(NetworkIndex, usize)>,
+}
+
+impl Packets {
+    fn clear(&mut self) {
+        self.ranges.clear();
+        self.networks.clear();
+    }
 }
 
 /// Where the engine leaves the packets of a batch.
 pub(crate) struct Inbox<'a> {
     pub(crate) storage: &'a mut [u8],
-    packets: &'a mut Vec<Packet>,
+    packets: &'a mut Packets,
 }
 
 impl Inbox<'_> {
     /// Takes the bytes at `range` as a packet for `network`.
+    #[inline]
     pub(crate) fn push(&mut self, network: NetworkIndex, range: Range<usize>) {
-        self.packets.push(Packet { network, range });
+        self.packets.ranges.push(range);
+        match self.packets.networks.last_mut() {
+            Some((last, count)) if *last == network => *count += 1,
+            _ => self.packets.networks.push((network, 1)),
+        }
     }
 }
 
@@ -54,7 +66,7 @@ impl ReceiveBatch {
             socket: SocketId::MESH,
             storage: vec![0; messages * limits::MESSAGE_BYTES],
             messages: Vec::with_capacity(messages),
-            packets: Vec::new(),
+            packets: Packets::default(),
         }
     }
 
@@ -64,7 +76,7 @@ impl ReceiveBatch {
             socket,
             storage: data.to_vec(),
             messages: Vec::new(),
-            packets: Vec::new(),
+            packets: Packets::default(),
         };
         batch.messages.push(Message {
             remote,
@@ -119,11 +131,11 @@ impl ReceiveBatch {
     /// Hands the packets of each network in turn to `write`, in the order in which they came: the batch's storage, and
     /// where in it they lie.
     pub fn write(&mut self, mut write: impl FnMut(NetworkIndex, &mut [u8], &[Range<usize>])) {
-        let mut ranges = Vec::new();
-        for group in self.packets.chunk_by(|a, b| a.network == b.network) {
-            ranges.clear();
-            ranges.extend(group.iter().map(|packet| packet.range.clone()));
-            write(group[0].network, &mut self.storage, &ranges);
+        let mut rest = &self.packets.ranges[..];
+        for (network, count) in &self.packets.networks {
+            let (ranges, later) = rest.split_at(*count);
+            write(*network, &mut self.storage, ranges);
+            rest = later;
         }
         self.packets.clear();
     }

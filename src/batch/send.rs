@@ -24,6 +24,10 @@ pub struct Run {
     pub segment: usize,
     /// Where they lie in the batch.
     range: Range<usize>,
+    /// How many they are.
+    count: usize,
+    /// Nothing can follow: the last one is shorter.
+    closed: bool,
 }
 
 /// A packet that lies in the buffer as it is and is yet to be sealed.
@@ -89,7 +93,7 @@ impl SendBatch {
     #[inline]
     pub(crate) fn push(
         &mut self,
-        route: Route,
+        route: &Route,
         sealing: &Sealing<'_>,
         at: u64,
         length: usize,
@@ -131,7 +135,7 @@ impl SendBatch {
 
     /// Sends the last packet on another way as well: the very same message, so that the peer takes it once. Without room
     /// it is left at one.
-    pub(crate) fn repeat(&mut self, route: Route) {
+    pub(crate) fn repeat(&mut self, route: &Route) {
         let frame = if route.channel.is_some() {
             FRAME_HEADER
         } else {
@@ -156,23 +160,23 @@ impl SendBatch {
     }
 
     /// Enters the next `len` bytes as one datagram.
-    fn commit(&mut self, route: Route, len: usize) {
+    #[inline]
+    fn commit(&mut self, route: &Route, len: usize) {
         let start = self.used;
         self.used += len;
-        if let Some(run) = self.runs.last_mut() {
-            let total = run.range.len();
-            let whole = total % run.segment == 0;
-            if run.remote == route.remote
-                && run.socket == route.socket
-                && run.fragments == route.fragments
-                && whole
-                && len <= run.segment
-                && total + len <= limits::MAX_GSO_BYTES
-                && total / run.segment < limits::MAX_GSO_SEGMENTS
-            {
-                run.range.end = self.used;
-                return;
-            }
+        if let Some(run) = self.runs.last_mut()
+            && !run.closed
+            && len <= run.segment
+            && run.count < limits::MAX_GSO_SEGMENTS
+            && self.used - run.range.start <= limits::MAX_GSO_BYTES
+            && run.remote == route.remote
+            && run.socket == route.socket
+            && run.fragments == route.fragments
+        {
+            run.range.end = self.used;
+            run.count += 1;
+            run.closed = len < run.segment;
+            return;
         }
         self.runs.push(Run {
             socket: route.socket,
@@ -180,6 +184,8 @@ impl SendBatch {
             fragments: route.fragments,
             segment: len,
             range: start..self.used,
+            count: 1,
+            closed: false,
         });
     }
 

@@ -247,6 +247,8 @@ impl PathKind {
 pub struct PathStatus {
     /// What kind of path.
     pub kind: PathKind,
+    /// Our UDP port.
+    pub local_port: Option<u16>,
     /// The peer's address, or the relay's.
     pub remote: SocketAddr,
     /// The relay, for a path through one.

@@ -37,6 +37,8 @@ impl Strategy {
 /// One address that was tried.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttemptReport {
+    /// Our UDP port; `None` if it was many, and none of them won.
+    pub local_port: Option<u16>,
     /// Where probes went. For a search, with the first port that answered, or 0.
     pub target: SocketAddr,
     /// How.
@@ -86,6 +88,7 @@ pub struct Traversal {
 /// What is remembered of one address that was tried.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tried {
+    pub(crate) local_port: Option<u16>,
     pub(crate) target: SocketAddr,
     pub(crate) strategy: Strategy,
     pub(crate) probes: u32,
@@ -103,27 +106,28 @@ impl Record {
     /// What it takes at most.
     pub(crate) const MOST_BYTES: usize = limits::ATTEMPTS * size_of::<Tried>();
 
-    /// Probes of a strategy were sent somewhere; those of one round count together.
+    /// A probe of the plain punch was sent somewhere; those of one round count together.
     pub(crate) fn probed(
         &mut self,
         now: Instant,
         began: Instant,
-        strategy: Strategy,
+        local_port: Option<u16>,
         target: SocketAddr,
-        probes: u32,
     ) {
+        let strategy = Strategy::Plain;
         let same = |tried: &&mut Tried| {
             (tried.strategy, tried.target, tried.began) == (strategy, target, began)
         };
         if let Some(tried) = self.0.iter_mut().rev().find(same) {
-            tried.probes = tried.probes.saturating_add(probes);
+            tried.probes = tried.probes.saturating_add(1);
             tried.ended = Some(now);
             return;
         }
         self.push(Tried {
+            local_port,
             target,
             strategy,
-            probes,
+            probes: 1,
             mappings: 1,
             began,
             answered: None,
@@ -157,6 +161,7 @@ impl Tried {
     pub(super) fn report(&self, now: Instant) -> AttemptReport {
         let end = self.answered.or(self.ended).unwrap_or(now);
         AttemptReport {
+            local_port: self.local_port,
             target: self.target,
             strategy: self.strategy,
             probes: self.probes,
@@ -181,7 +186,8 @@ impl Engine {
         let path = self.path_status(now, peer).filter(|_| peer.is_ready());
         let mut attempts = peer.punching.record.reports(now);
         let running = self.attempt.as_ref();
-        let running = running.and_then(|attempt| attempt.report(now, *index));
+        let port = |socket| self.local_port(socket, true);
+        let running = running.and_then(|attempt| attempt.report(now, *index, port));
         attempts.extend(running);
         let surplus = attempts.len().saturating_sub(limits::ATTEMPTS);
         attempts.drain(..surplus);
@@ -220,7 +226,7 @@ mod tests {
             for probe in 0..3 {
                 for port in [1, 2] {
                     let now = at(10 * round + probe);
-                    record.probed(now, at(10 * round), Strategy::Plain, target(port), 1);
+                    record.probed(now, at(10 * round), Some(9), target(port));
                 }
             }
         }

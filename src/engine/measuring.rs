@@ -31,7 +31,7 @@ impl Engine {
                 }
                 self.begin_survey(now);
             }
-            Progress::Survey => self.end_survey(),
+            Progress::Survey => self.end_survey(now),
         }
         if !self.prober.is_busy(now) {
             self.answer_netchecks();
@@ -65,12 +65,13 @@ impl Engine {
         }
     }
 
-    fn end_survey(&mut self) {
+    fn end_survey(&mut self, now: Instant) {
         let (host, prober) = (&self.host, &mut self.prober);
         let own = |address: SocketAddr| host.iter().any(|own| own.ip == address.ip());
         for socket in prober.end_survey(own) {
             self.close_spare(socket);
         }
+        self.update_offer(now);
     }
 
     pub(super) fn reset_prober(&mut self, now: Instant) {
@@ -133,6 +134,7 @@ fn stun_servers<'a>(relays: impl Iterator<Item = &'a RelayClient>) -> Vec<StunSe
             servers.push(StunServer {
                 main,
                 alternative: relay.alternative(),
+                elsewhere: relay.elsewhere(),
             });
         }
     }

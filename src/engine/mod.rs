@@ -30,6 +30,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use crate::nat::NatProfile;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -109,7 +110,7 @@ pub struct Engine {
     ledger: Ledger,
     traversal: Traversal,
     /// Our addresses as peers were last told.
-    offered: Vec<SocketAddr>,
+    offered: (Vec<SocketAddr>, NatProfile),
     port_mapper: PortMapper,
     netchecks: VecDeque<(NetworkIndex, u64)>,
     outputs: VecDeque<Output>,
@@ -144,7 +145,7 @@ impl Engine {
             attempt: None,
             ledger: Ledger::default(),
             traversal: Traversal::default(),
-            offered: Vec::new(),
+            offered: Default::default(),
             port_mapper: PortMapper::default(),
             netchecks: VecDeque::new(),
             outputs: VecDeque::new(),
@@ -248,23 +249,29 @@ impl Engine {
         self.service_prober(now);
     }
 
-    /// Our addresses for peers to try, best first.
+    /// Our addresses for any peer to try, best first.
     fn own_candidates(&self) -> Vec<SocketAddr> {
+        self.candidates_with(false)
+    }
+
+    /// Our addresses for this peer to try: who is behind the same outer NAT may reach us on this side of it.
+    fn candidates_for(&self, index: PeerIndex) -> Vec<SocketAddr> {
+        self.candidates_with(self.shares_nat(index))
+    }
+
+    fn candidates_with(&self, middle: bool) -> Vec<SocketAddr> {
+        let middle = middle.then(|| self.middle_mappings());
         let observed = self.relays.values().filter_map(|relay| relay.observed);
         own_candidates(
             &self.host,
             self.ports,
-            self.offered_mappings(),
+            middle.into_iter().flatten().chain(self.offered_mappings()),
             self.prober.reflexive().chain(observed),
         )
     }
 
     fn is_own_address(&self, address: SocketAddr) -> bool {
-        let port = if address.is_ipv4() {
-            self.ports.0
-        } else {
-            self.ports.1
-        };
+        let port = self.local_port(SocketId::MESH, address.is_ipv4());
         port == Some(address.port()) && self.host.iter().any(|own| own.ip == address.ip())
     }
 

@@ -3,11 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Engine;
+use super::{Drops, Engine, Network, NetworkIndex};
 use crate::batch::{Batches, Inbox};
 use crate::offload::{clamp_mss, opens_tcp};
 use crate::path::PathKey;
-use crate::peer::{Peer, PeerIndex};
+use crate::path::agent::PathSet;
+use crate::peer::PeerIndex;
 use crate::session::cipher::{self, Job, Key, MAX_JOBS, TAG};
 use crate::session::{HEADER, Kernel, counter, number};
 use crate::time::Instant;
@@ -40,19 +41,15 @@ impl Default for Group {
 }
 
 impl Group {
-    /// True if a message may follow those of the group, or if there is none yet.
+    /// True if a message is data of the session and path that the group is for, and may follow those that it has.
     #[inline]
-    pub(super) fn takes(&self, path: PathKey, message: &[u8]) -> bool {
-        self.session.as_ref().is_none_or(|session| {
-            self.count < MAX_JOBS && session.path == path && self.is_open_for(message)
+    pub(super) fn takes(&self, path: &PathKey, message: &[u8]) -> bool {
+        self.session.as_ref().is_some_and(|session| {
+            message[0] == 4
+                && number(message, 4) == Some(session.receiver)
+                && session.path == *path
+                && self.count < MAX_JOBS
         })
-    }
-
-    /// True if the message is data of the group's session.
-    #[inline]
-    pub(super) fn is_open_for(&self, message: &[u8]) -> bool {
-        let receiver = self.session.as_ref().map(|session| session.receiver);
-        message[0] == 4 && receiver.is_some() && number(message, 4) == receiver
     }
 
     /// Adds the message that lies at `range` of the inbox.
@@ -70,7 +67,7 @@ impl Group {
 }
 
 impl Engine {
-    /// Begins a group with a data message.
+    /// Begins an empty group with a data message.
     pub(super) fn begin(&mut self, now: Instant, path: PathKey, message: &[u8], group: &mut Group) {
         let receiver = number(message, 4).unwrap_or_default();
         let peer = self
@@ -102,136 +99,173 @@ impl Engine {
         let Some(session) = group.session.take() else {
             return;
         };
-        let Some((index, key)) = session.open else {
+        let Some((index, key)) = &session.open else {
             self.drops.unknown_session += group.count as u64;
             return;
         };
-        let authentic = open_all(self.kernel, &key, group.messages(), inbox.storage);
-        let mut controls = [(0, 0); MAX_JOBS];
-        let mut arrived = Arrived::default();
+        let index = *index;
+        let authentic = open_all(self.kernel, key, group.messages(), inbox.storage);
+        let Self {
+            peers,
+            networks,
+            indices,
+            drops,
+            ..
+        } = self;
+        let Some(peer) = peers.get_mut(index.0 as usize) else {
+            return;
+        };
+        let name = peer.network;
+        let (Some(keys), paths) = peer.session_and_paths() else {
+            return;
+        };
+        let (Some(network), Some(window)) =
+            (networks.get_mut(&name), keys.receiving(session.receiver))
+        else {
+            return;
+        };
+        let mut sorter = Sorter {
+            peer: index,
+            name,
+            network,
+            paths,
+            drops,
+            arrived: Arrived::default(),
+        };
         for (at, &(start, end)) in group.messages().iter().enumerate() {
+            let number = counter(&inbox.storage[start..end]).unwrap_or(u64::MAX);
             if authentic & (1 << at) == 0 {
-                self.drops.unauthentic += 1;
-                continue;
-            }
-            let message = &inbox.storage[start..end];
-            let number = counter(message);
-            let fresh = number.is_some_and(|counter| {
-                let peer = self.peers.get_mut(index.0 as usize);
-                peer.and_then(Peer::session)
-                    .is_some_and(|keys| keys.accept(session.receiver, counter))
-            });
-            if !fresh {
-                self.drops.replayed += 1;
-                continue;
-            }
-            arrived.bytes += end - start;
-            arrived.any = true;
-            let packet = start + HEADER..end - TAG;
-            if packet.is_empty() {
-                continue;
-            }
-            match self.sort(now, index, inbox, packet) {
-                Sorted::Control(range) => {
-                    controls[arrived.controls] = (range.start, range.end);
-                    arrived.controls += 1;
-                }
-                sorted => {
-                    arrived.user |= matches!(sorted, Sorted::User);
-                    // The path has carried it, whatever is thought of it here.
-                    arrived.data += 1;
-                    arrived.highest = arrived.highest.max(number.unwrap_or_default());
-                }
+                sorter.drops.unauthentic += 1;
+            } else if !window.accept(number) {
+                sorter.drops.replayed += 1;
+            } else {
+                sorter.arrived.messages += 1;
+                sorter.arrived.bytes += end - start;
+                sorter.take(number, start + HEADER..end - TAG, inbox);
             }
         }
-        if !arrived.any {
+        let arrived = sorter.arrived;
+        if arrived.messages == 0 {
             return;
         }
-        let Self { peers, indices, .. } = self;
-        if let Some(keys) = peers.get_mut(index.0 as usize).and_then(Peer::session) {
-            keys.received(now, session.receiver, arrived.user, indices);
+        let user = arrived.user_bytes > 0;
+        keys.received(now, session.receiver, user, indices);
+        if user {
+            peer.last_data = Some(now);
+            peer.rx_bytes += arrived.user_bytes;
         }
-        self.authenticated(
-            now,
-            session.path,
-            index,
-            session.receiver,
-            arrived.bytes,
-            out,
-        );
+        self.opened(now, index, &session, &arrived, inbox, out);
+    }
+
+    /// Draws the conclusions from what was in a group.
+    fn opened(
+        &mut self,
+        now: Instant,
+        index: PeerIndex,
+        session: &GroupSession,
+        arrived: &Arrived,
+        inbox: &Inbox<'_>,
+        out: &mut Batches,
+    ) {
+        let (path, receiver) = (session.path, session.receiver);
+        self.authenticated(now, path, index, receiver, arrived.bytes, out);
         if arrived.data > 0
             && let Some(peer) = self.peers.get_mut(index.0 as usize)
         {
             let (highest, count) = (arrived.highest, arrived.data);
             peer.paths
-                .received_data(session.path, now, session.receiver, highest, count);
+                .received_data(path, now, receiver, highest, count);
             self.look_soon(now, index);
         }
-        for &(start, end) in &controls[..arrived.controls] {
+        for &(start, end) in &arrived.controls[..arrived.control_count] {
             let packet = inbox.storage[start..end].to_vec();
             if let Some(header) = IpHeader::parse(&packet) {
-                self.handle_control(now, session.path, index, &header, &packet, out);
+                self.handle_control(now, path, index, &header, &packet, out);
             }
         }
     }
-
-    /// What an opened packet is; a user's goes to the network's device if it may be from this peer.
-    #[inline]
-    fn sort(
-        &mut self,
-        now: Instant,
-        index: PeerIndex,
-        inbox: &mut Inbox<'_>,
-        range: Range<usize>,
-    ) -> Sorted {
-        let Some(header) = IpHeader::parse(&inbox.storage[range.clone()]) else {
-            self.drops.malformed += 1;
-            return Sorted::Dropped;
-        };
-        // What follows is padding.
-        let range = range.start..range.start + header.length;
-        if header.protocol == NEXT_HEADER && header.source.is_ipv6() {
-            return Sorted::Control(range);
-        }
-        let Some(peer) = self.peers.get_mut(index.0 as usize) else {
-            return Sorted::Dropped;
-        };
-        let Some(network) = self.networks.get_mut(&peer.network) else {
-            return Sorted::Dropped;
-        };
-        if network.routes.lookup(header.source) != Some(index) {
-            self.drops.wrong_source += 1;
-            return Sorted::Dropped;
-        }
-        if opens_tcp(&header, &inbox.storage[range.clone()])
-            && !network.is_own(header.destination)
-            && let Some(route) = peer.paths.route()
-        {
-            clamp_mss(&mut inbox.storage[range.clone()], route.mtu);
-        }
-        peer.last_data = Some(now);
-        peer.rx_bytes += range.len() as u64;
-        inbox.push(peer.network, range);
-        Sorted::User
-    }
-}
-
-enum Sorted {
-    User,
-    Control(Range<usize>),
-    Dropped,
 }
 
 /// What was in a group.
-#[derive(Default)]
 struct Arrived {
-    any: bool,
-    user: bool,
+    /// Messages, and their bytes.
+    messages: usize,
     bytes: usize,
-    controls: usize,
+    /// Of users' packets, as they go to the device.
+    user_bytes: u64,
     /// Packets that are no control messages, and the highest counter among them.
     data: u32,
     highest: u64,
+    controls: [(usize, usize); MAX_JOBS],
+    control_count: usize,
+}
+
+impl Default for Arrived {
+    fn default() -> Self {
+        Self {
+            messages: 0,
+            bytes: 0,
+            user_bytes: 0,
+            data: 0,
+            highest: 0,
+            controls: [(0, 0); MAX_JOBS],
+            control_count: 0,
+        }
+    }
+}
+
+/// Tells what the packets of a group are, all from one peer.
+struct Sorter<'a> {
+    peer: PeerIndex,
+    name: NetworkIndex,
+    network: &'a mut Network,
+    paths: &'a PathSet,
+    drops: &'a mut Drops,
+    arrived: Arrived,
+}
+
+impl Sorter<'_> {
+    /// Takes the packet at `range`, which has just been opened and is no copy. A user's goes to the network's device if
+    /// it may be from this peer.
+    #[inline]
+    fn take(&mut self, number: u64, range: Range<usize>, inbox: &mut Inbox<'_>) {
+        if range.is_empty() {
+            return;
+        }
+        let arrived = &mut self.arrived;
+        let header = IpHeader::parse(&inbox.storage[range.clone()]);
+        // What follows is padding.
+        let length = header.map_or(0, |header| header.length);
+        let range = range.start..range.start + length;
+        if header.is_some_and(|header| is_control(&header)) {
+            arrived.controls[arrived.control_count] = (range.start, range.end);
+            arrived.control_count += 1;
+            return;
+        }
+        // The path has carried it, whatever is thought of it here.
+        arrived.data += 1;
+        arrived.highest = arrived.highest.max(number);
+        let Some(header) = header else {
+            self.drops.malformed += 1;
+            return;
+        };
+        if self.network.routes.lookup(header.source) != Some(self.peer) {
+            self.drops.wrong_source += 1;
+            return;
+        }
+        if opens_tcp(&header, &inbox.storage[range.clone()])
+            && !self.network.is_own(header.destination)
+            && let Some(route) = self.paths.route()
+        {
+            clamp_mss(&mut inbox.storage[range.clone()], route.mtu);
+        }
+        arrived.user_bytes += length as u64;
+        inbox.push(self.name, range);
+    }
+}
+
+fn is_control(header: &IpHeader) -> bool {
+    header.protocol == NEXT_HEADER && header.source.is_ipv6()
 }
 
 /// Opens messages in place; a bit for each that authenticates.

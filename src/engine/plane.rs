@@ -37,8 +37,10 @@ pub(super) struct Arrival {
 enum Datagram {
     /// It has been dealt with, or dropped.
     Done,
-    /// A message of WireGuard that starts so many bytes into it.
-    WireGuard(Arrival, usize),
+    /// A message of WireGuard.
+    Direct,
+    /// The same in a relay's frame.
+    Framed,
 }
 
 impl Engine {
@@ -48,23 +50,34 @@ impl Engine {
         let (messages, mut inbox) = received.split();
         let mut group = Group::default();
         for message in messages {
-            let mut start = message.range.start;
+            let direct = Arrival {
+                path: PathKey::Direct(socket, message.remote),
+                source: message.remote,
+                sender: None,
+            };
             // What the frames of this message come by, and on which channel.
             let mut channel = None;
-            while start < message.range.end {
-                let end = message.range.end.min(start + message.stride.max(1));
+            let mut end = message.range.start;
+            while end < message.range.end {
+                let start = end;
+                end = message.range.end.min(start + message.stride.max(1));
                 let datagram = &inbox.storage[start..end];
-                match self.tell(now, (socket, message.remote), datagram, &mut channel, out) {
-                    Datagram::Done => {}
-                    Datagram::WireGuard(arrival, offset) => {
-                        let range = start + offset..end;
-                        if !group.takes(arrival.path, &inbox.storage[range.clone()]) {
-                            self.open(now, &mut group, &mut inbox, out);
-                        }
-                        self.handle_wireguard(now, arrival, range, &mut group, &inbox, out);
-                    }
+                let (arrival, offset) =
+                    match self.tell(now, (socket, message.remote), datagram, &mut channel, out) {
+                        Datagram::Direct => (&direct, 0),
+                        Datagram::Framed => match &channel {
+                            Some((_, arrival)) => (arrival, FRAME_HEADER),
+                            None => continue,
+                        },
+                        Datagram::Done => continue,
+                    };
+                let range = start + offset..end;
+                if group.takes(&arrival.path, &inbox.storage[range.clone()]) {
+                    group.add(range);
+                } else {
+                    self.open(now, &mut group, &mut inbox, out);
+                    self.handle_wireguard(now, arrival, range, &mut group, &inbox, out);
                 }
-                start = end;
             }
         }
         self.open(now, &mut group, &mut inbox, out);
@@ -89,17 +102,10 @@ impl Engine {
             return Datagram::Done;
         }
         match protocol {
-            Protocol::WireGuard => {
-                let arrival = Arrival {
-                    path: PathKey::Direct(socket, remote),
-                    source: remote,
-                    sender: None,
-                };
-                return Datagram::WireGuard(arrival, 0);
-            }
+            Protocol::WireGuard => return Datagram::Direct,
             Protocol::RelayFrame => {
-                if let Some(arrival) = self.handle_frame(now, remote, datagram, channel) {
-                    return Datagram::WireGuard(arrival, FRAME_HEADER);
+                if self.handle_frame(now, remote, datagram, channel) {
+                    return Datagram::Framed;
                 }
             }
             Protocol::Stun => self.handle_stun(now, socket, remote, datagram),
@@ -139,8 +145,9 @@ impl Engine {
         };
         peer.last_data = Some(now);
         // Hosts behind us do not know the overlay's MTU; this one is told by its routes.
-        let foreign = !network.is_own(header.source);
-        let clamp = foreign && packet.count() == 1 && opens_tcp(&header, packet.bytes());
+        let clamp = packet.count() == 1
+            && opens_tcp(&header, packet.bytes())
+            && !network.is_own(header.source);
         match seal(now, peer, packet, clamp, &mut out.send) {
             Sealed::All => {}
             Sealed::TooBig(mtu) => return self.refuse_too_big(now, index, packet, mtu),
@@ -181,32 +188,32 @@ impl Engine {
         }
     }
 
-    /// Whom a frame is from, if it is data with a message of WireGuard inside. `last` is the channel of the frame before.
+    /// True if a frame is data with a message of WireGuard inside; then `last` becomes its channel, and what comes by that.
+    #[inline]
     fn handle_frame(
         &mut self,
         now: Instant,
         remote: SocketAddr,
         datagram: &[u8],
         last: &mut Option<(u32, Arrival)>,
-    ) -> Option<Arrival> {
+    ) -> bool {
         match parse_frame(datagram) {
             Ok(Frame::Data { channel, packet }) => {
                 if classify(packet) != Protocol::WireGuard {
                     self.drops.malformed += 1;
-                    return None;
+                    return false;
                 }
-                let arrival = match last {
-                    Some((number, arrival)) if *number == channel => *arrival,
-                    _ => self.channel_arrival(remote, channel)?,
-                };
-                *last = Some((channel, arrival));
-                return Some(arrival);
+                if last.is_none_or(|(number, _)| number != channel) {
+                    let arrival = self.channel_arrival(remote, channel);
+                    *last = arrival.map(|arrival| (channel, arrival));
+                }
+                return last.is_some();
             }
             Ok(Frame::Rebind { .. }) => self.relay_asks(now, remote, None),
             Ok(Frame::Challenge { nonce }) => self.relay_asks(now, remote, Some(nonce)),
             Err(_) => self.drops.unknown_protocol += 1,
         }
-        None
+        false
     }
 
     fn channel_arrival(&mut self, remote: SocketAddr, channel: u32) -> Option<Arrival> {
@@ -247,7 +254,7 @@ impl Engine {
         let mut received = ReceiveBatch::of(SocketId::MESH, arrival.source, &packet, packet.len());
         let (_, mut inbox) = received.split();
         let mut group = Group::default();
-        self.handle_wireguard(now, arrival, 0..packet.len(), &mut group, &inbox, out);
+        self.handle_wireguard(now, &arrival, 0..packet.len(), &mut group, &inbox, out);
         self.open(now, &mut group, &mut inbox, out);
         received.write(|network, storage, ranges| {
             for range in ranges {
@@ -257,10 +264,11 @@ impl Engine {
         });
     }
 
+    /// Takes a message that no group is open for.
     fn handle_wireguard(
         &mut self,
         now: Instant,
-        arrival: Arrival,
+        arrival: &Arrival,
         range: std::ops::Range<usize>,
         group: &mut Group,
         inbox: &Inbox<'_>,
@@ -269,13 +277,11 @@ impl Engine {
         let message = &inbox.storage[range.clone()];
         // `classify` has checked type and length.
         match message[0] {
-            1 => self.handle_initiation(now, arrival, message),
-            2 => self.handle_response(now, arrival, message, out),
+            1 => self.handle_initiation(now, *arrival, message),
+            2 => self.handle_response(now, *arrival, message, out),
             3 => self.handle_cookie(now, message),
             _ => {
-                if !group.is_open_for(message) {
-                    self.begin(now, arrival.path, message, group);
-                }
+                self.begin(now, arrival.path, message, group);
                 group.add(range);
             }
         }
@@ -518,25 +524,25 @@ fn seal(
     clamp: bool,
     batch: &mut SendBatch,
 ) -> Sealed {
-    let Some(route) = peer.paths.route() else {
+    let (session, paths) = peer.session_and_paths();
+    let Some((path, mut copies)) = paths.current_mut() else {
+        return Sealed::NoSession;
+    };
+    let Some(route) = path.route() else {
         return Sealed::NoSession;
     };
     let count = packet.count();
     if packet.length(0) > usize::from(route.mtu) {
         return Sealed::TooBig(route.mtu);
     }
-    let mut copies = peer.paths.copies.take();
-    let sealing = peer
-        .session()
-        .and_then(|session| session.reserve(now, count as u64, true));
+    let sealing = session.and_then(|session| session.reserve(now, count as u64, true));
     let Some(sealing) = sealing else {
-        peer.paths.copies = copies;
         return Sealed::NoSession;
     };
     let (mut bytes, mut dropped) = (0, 0);
     for at in 0..count {
         let length = packet.length(at);
-        if batch.push(route, &sealing, at as u64, length, |out| {
+        if batch.push(&route, &sealing, at as u64, length, |out| {
             packet.write(at, out);
             if clamp {
                 clamp_mss(out, route.mtu);
@@ -546,15 +552,14 @@ fn seal(
             if let Some(copies) = &mut copies
                 && copies.budget.take(now, length as u64)
             {
-                batch.repeat(copies.route);
+                batch.repeat(&copies.route);
             }
         } else {
             dropped += 1;
         }
     }
-    let (session, last) = (sealing.receiver, sealing.counter + count as u64 - 1);
-    peer.paths.copies = copies;
-    peer.paths.sent_data(now, session, last, count as u32);
+    let last = sealing.counter + count as u64 - 1;
+    path.sent_data(now, sealing.receiver, last, count as u32);
     peer.tx_bytes += bytes;
     if dropped == 0 {
         Sealed::All

@@ -38,9 +38,10 @@ impl Engine {
         while let Some(action) = self.port_mapper.poll_action() {
             self.outputs.push_back(Output::PortMap(action));
         }
-        if !self.port_mapper.take_changed() || self.offered_mappings().next().is_none() {
+        if !self.port_mapper.take_changed() || self.port_mapper.mapped().next().is_none() {
             return;
         }
+        let for_all = self.offered_mappings().next().is_some();
         let waiting: Vec<PeerIndex> = self
             .peers
             .iter()
@@ -48,6 +49,7 @@ impl Engine {
                 peer.is_active(now)
                     && peer.hello.instance.is_some()
                     && !peer.paths.has_usable_direct(now)
+                    && (for_all || self.shares_nat(peer.index))
             })
             .map(|(_, peer)| peer.index)
             .collect();
@@ -66,23 +68,32 @@ impl Engine {
     /// Behind a second NAT, which others see us through, the first one's mapping leads nowhere. What a router says of
     /// its own address counts only if a relay has seen us come from there.
     pub(super) fn offered_mappings(&self) -> impl Iterator<Item = SocketAddr> {
+        let mapped = self.port_mapper.mapped();
+        mapped.filter(|mapped| self.leads_here(mapped.ip()))
+    }
+
+    /// Mapped addresses on the network between our router and a second NAT: they lead here from behind the same one.
+    pub(super) fn middle_mappings(&self) -> impl Iterator<Item = SocketAddr> {
+        let mapped = self.port_mapper.mapped();
+        mapped.filter(|mapped| mapped.is_ipv4() && !self.leads_here(mapped.ip()))
+    }
+
+    fn leads_here(&self, ip: IpAddr) -> bool {
         let observed = self.relays.values().filter_map(|relay| relay.observed);
-        let reflexive: Vec<IpAddr> = self
-            .prober
-            .reflexive()
-            .chain(observed)
-            .map(|address| address.ip())
-            .collect();
-        self.port_mapper.mapped().filter(move |mapped| {
-            let ip = mapped.ip();
-            match ip {
-                IpAddr::V4(v4) if !reflexive.iter().any(IpAddr::is_ipv4) => is_public(v4),
-                IpAddr::V4(_) => reflexive.contains(&ip),
-                IpAddr::V6(_) => {
-                    reflexive.contains(&ip) || self.host.iter().any(|own| own.ip == ip)
+        let reflexive = self.prober.reflexive().chain(observed);
+        let mut reflexive = reflexive.map(|address| address.ip());
+        match ip {
+            IpAddr::V4(v4) => {
+                let mut seen = reflexive.filter(IpAddr::is_ipv4).peekable();
+                match seen.peek() {
+                    None => is_public(v4),
+                    Some(_) => seen.any(|seen| seen == ip),
                 }
             }
-        })
+            IpAddr::V6(_) => {
+                reflexive.any(|seen| seen == ip) || self.host.iter().any(|own| own.ip == ip)
+            }
+        }
     }
 }
 

@@ -60,9 +60,11 @@ impl Engine {
         relay.heard();
         match message {
             ServerMessage::Welcome {
-                observed, alt_port, ..
+                observed,
+                alternatives,
+                ..
             } => {
-                if relay.welcomed(now, observed, alt_port) {
+                if relay.welcomed(now, observed, alternatives) {
                     self.relay_ready(now, network, out);
                 }
             }

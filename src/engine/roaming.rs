@@ -85,24 +85,39 @@ impl Engine {
         }
     }
 
-    /// Our address as others see it may have changed: peers that are being called have to know.
+    /// Our address as others see it may have changed, or what is known of our NAT: peers that are being called have to
+    /// know.
     pub(super) fn update_offer(&mut self, now: Instant) {
-        let candidates = self.own_candidates();
-        if self.offered == candidates {
+        let offer = (self.own_candidates(), self.nat_profile());
+        if self.offered == offer {
             return;
         }
-        self.offered.clone_from(&candidates);
-        let calling = |peer: &&Peer| {
-            let under_way = peer.punching.running.is_some() || peer.punching.called.is_some();
-            under_way && peer.uses(now).probes && !peer.paths.has_usable_direct(now)
+        self.offered = offer;
+        let wanting = |peer: &&Peer| {
+            let wanted = peer.uses(now).active && peer.uses(now).probes;
+            wanted && !peer.paths.has_usable_direct(now)
         };
-        let peers = self.peers.iter().map(|(_, peer)| peer).filter(calling);
-        let calls: Vec<_> = peers
-            .map(|peer| (peer.index, peer.punching.round))
-            .collect();
-        for (index, round) in calls {
-            self.send_call(now, index, round, false, None);
+        let peers = self.peers.iter().map(|(_, peer)| peer).filter(wanting);
+        let peers: Vec<PeerIndex> = peers.map(|peer| peer.index).collect();
+        for index in peers {
+            self.offer_again(now, index);
         }
+    }
+
+    /// Repeats the call that is under way, or makes the next one without waiting any longer.
+    fn offer_again(&mut self, now: Instant, index: PeerIndex) {
+        let Some(peer) = self.peer_mut(index) else {
+            return;
+        };
+        let punching = &mut peer.punching;
+        if punching.running.is_some() || punching.called.is_some() {
+            let round = punching.round;
+            self.send_call(now, index, round, false, None);
+        } else if punching.failed > 0 {
+            punching.next = Some(now);
+        }
+        self.reconsider(now, index);
+        self.arm(now, index, None);
     }
 
     /// True if packets of a family can leave, as far as is known.

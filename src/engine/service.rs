@@ -1,6 +1,6 @@
 //! What time makes happen for a peer: WireGuard's timers, handshakes, hellos, probes, and the choice of its path.
 
-use super::{Engine, Event, PathStatus, PongInfo};
+use super::{Engine, Event, PathStatus, PongInfo, SocketId};
 use crate::batch::Batches;
 use crate::limits;
 use crate::path::agent::Change;
@@ -544,13 +544,15 @@ impl Engine {
     /// The peer's current path for people.
     pub(super) fn path_status(&self, now: Instant, peer: &Peer) -> Option<PathStatus> {
         let path = peer.paths.current()?;
-        let relay = match path.key {
-            PathKey::Direct(..) => None,
-            PathKey::Relay(relay) => Some(self.relays.get(&relay)?.url.clone()),
+        let (socket, relay) = match path.key {
+            PathKey::Direct(socket, _) => (socket, None),
+            PathKey::Relay(relay) => (SocketId::MESH, Some(self.relays.get(&relay)?.url.clone())),
         };
+        let remote = path.route()?.remote;
         Some(PathStatus {
             kind: path.key.kind(),
-            remote: path.route()?.remote,
+            local_port: self.local_port(socket, remote.is_ipv4()),
+            remote,
             relay,
             rtt: path.rtt(),
             mtu: path.mtu.effective(),

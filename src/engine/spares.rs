@@ -20,10 +20,17 @@ pub(super) enum Owner {
     Peer(PeerIndex),
 }
 
+#[derive(Debug)]
+struct Spare {
+    owner: Owner,
+    /// Once the kernel has given it one.
+    port: Option<u16>,
+}
+
 /// The spare sockets that are open.
 #[derive(Debug, Default)]
 pub(super) struct Spares {
-    open: BTreeMap<SocketId, Owner>,
+    open: BTreeMap<SocketId, Spare>,
     last: u16,
 }
 
@@ -37,7 +44,7 @@ impl Spares {
             self.last = self.last.wrapping_add(1);
             let socket = SocketId(self.last);
             if socket != SocketId::MESH && !self.open.contains_key(&socket) {
-                self.open.insert(socket, owner);
+                self.open.insert(socket, Spare { owner, port: None });
                 return Some(socket);
             }
         }
@@ -52,14 +59,18 @@ impl Spares {
     }
 
     pub(super) fn of(&self, owner: Owner) -> Vec<SocketId> {
-        let own = self.open.iter().filter(|(_, other)| **other == owner);
+        let own = self.open.iter().filter(|(_, spare)| spare.owner == owner);
         own.map(|(socket, _)| *socket).collect()
     }
 
     pub(super) fn give(&mut self, socket: SocketId, to: Owner) {
-        if let Some(owner) = self.open.get_mut(&socket) {
-            *owner = to;
+        if let Some(spare) = self.open.get_mut(&socket) {
+            spare.owner = to;
         }
+    }
+
+    fn port(&self, socket: SocketId) -> Option<u16> {
+        self.open.get(&socket)?.port
     }
 }
 
@@ -67,7 +78,10 @@ impl Engine {
     /// Says which port the kernel gave to a socket that [`SocketAction::Open`] asked for; `None` if there is none to be
     /// had.
     pub fn socket_opened(&mut self, now: Instant, socket: SocketId, port: Option<u16>) {
-        let owner = self.spares.open.get(&socket).copied();
+        let owner = self.spares.open.get_mut(&socket).map(|spare| {
+            spare.port = port;
+            spare.owner
+        });
         if port.is_none() {
             self.spares.open.remove(&socket);
         }
@@ -75,6 +89,15 @@ impl Engine {
             Some(Owner::Survey) => self.survey_opened(now, socket, port),
             Some(Owner::Attempt) => self.attempt_opened(now, socket, port),
             Some(Owner::Peer(_)) | None => {}
+        }
+    }
+
+    /// The local port of a socket, towards an address of this family.
+    pub(super) fn local_port(&self, socket: SocketId, v4: bool) -> Option<u16> {
+        match socket {
+            SocketId::MESH if v4 => self.ports.0,
+            SocketId::MESH => self.ports.1,
+            spare => self.spares.port(spare),
         }
     }
 

@@ -216,7 +216,7 @@ impl Pair {
                 let welcome = ServerMessage::Welcome {
                     version: 1,
                     observed: own_address,
-                    alt_port: None,
+                    alternatives: crate::wire::relay::Alternatives::default(),
                 };
                 self.relay_event(at, handle, RelayEvent::Message(welcome));
             }

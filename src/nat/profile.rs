@@ -34,7 +34,10 @@ struct Answer {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StunServer {
     pub(crate) main: SocketAddr,
+    /// Its second port.
     pub(crate) alternative: Option<SocketAddr>,
+    /// Its second address.
+    pub(crate) elsewhere: Option<SocketAddr>,
 }
 
 struct Round {
@@ -137,8 +140,8 @@ impl Prober {
         (Vec::new(), Progress::Round)
     }
 
-    /// Whom the survey after a round asks: the nearest relay that has a second port, or else the nearest, with its round
-    /// trip time; and which relays at other addresses it compares with. Only IPv4 is translated.
+    /// Whom the survey after a round asks: the nearest of the relays that have a second port, better still a second
+    /// address, or else the nearest, with its round trip time; and which relays at other addresses it compares with. Only IPv4 is translated.
     pub(crate) fn survey_plan(
         &self,
         now: Instant,
@@ -150,10 +153,13 @@ impl Prober {
             let answer = self.answers.get(&server.main)?;
             server.main.is_ipv4().then_some((*server, answer.rtt))
         });
-        let (server, rtt) = answered
-            .clone()
-            .min_by_key(|(server, rtt)| (server.alternative.is_none(), *rtt))?;
-        let others = answered.map(|(other, _)| other.main);
+        let (server, rtt) = answered.clone().min_by_key(|(server, rtt)| {
+            let lacking = (server.alternative.is_none(), server.elsewhere.is_none());
+            (lacking, *rtt)
+        })?;
+        let others = answered
+            .map(|(other, _)| other.main)
+            .chain(server.elsewhere);
         let others = others.filter(|other| other.ip() != server.main.ip());
         Some((server, others.collect(), rtt))
     }
@@ -272,7 +278,7 @@ impl Round {
                 requests.push(Request {
                     socket: SocketId::MESH,
                     remote: server.main,
-                    payload: stun::binding_request(&id, false),
+                    payload: stun::binding_request(&id, stun::Change::Nothing),
                 });
             }
         }

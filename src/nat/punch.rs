@@ -33,10 +33,12 @@ const PROBES: [Duration; 9] = [
 ];
 /// How long the last probe's answer is waited for.
 const LAST_WAIT: Duration = Duration::from_millis(500);
-/// Probes of a round that is not expected to open a NAT: what needs none opened has answered by then.
-const HOPELESS_PROBES: usize = 6;
 /// How often a round begins anew for targets that come late: a host that has moved learns its new addresses one by one.
 const MAX_REPEATS: u32 = 3;
+/// Probes of a round that is not expected to open a NAT, and the wait for the last one's answer: what needs none opened,
+/// on the LAN or over IPv6, has answered by then on this continent, and may still answer while something else is tried.
+const HOPELESS_PROBES: usize = 5;
+const HOPELESS_WAIT: Duration = Duration::from_millis(250);
 /// When ways that lead outside and back in are tried: hosts on one LAN have found each other by then.
 const LATER: Duration = Duration::from_secs(1);
 /// Pauses after failed rounds.
@@ -64,7 +66,7 @@ pub(crate) struct Punch {
     start: Instant,
     /// Steps taken: first the openers, then the probes.
     step: usize,
-    probes: usize,
+    hopeless: bool,
     targets: Vec<SocketAddr>,
     later: Vec<SocketAddr>,
     /// When the schedule began, which it does anew for targets that come late.
@@ -86,15 +88,25 @@ impl Punch {
         Self {
             start,
             step: 0,
-            probes: if hopeless {
-                HOPELESS_PROBES
-            } else {
-                PROBES.len()
-            },
+            hopeless,
             targets,
             later,
             schedule: start,
             repeated: 0,
+        }
+    }
+
+    /// It has turned out that only what needs no NAT opened may answer.
+    pub(crate) fn give_up_hope(&mut self) {
+        self.hopeless = true;
+    }
+
+    /// When probes go out, and how long the last one's answer is waited for.
+    fn probes(&self) -> (&'static [Duration], Duration) {
+        if self.hopeless {
+            (&PROBES[..HOPELESS_PROBES], HOPELESS_WAIT)
+        } else {
+            (&PROBES, LAST_WAIT)
         }
     }
 
@@ -127,9 +139,9 @@ impl Punch {
 
     pub(crate) fn deadline(&self) -> Instant {
         let openers = OPENERS.iter().map(|(offset, _)| *offset);
-        let probes = &PROBES[..self.probes];
+        let (probes, wait) = self.probes();
         let mut steps = openers.chain(probes.iter().copied()).skip(self.step);
-        let end = probes.last().copied().unwrap_or_default() + LAST_WAIT;
+        let end = probes.last().copied().unwrap_or_default() + wait;
         self.schedule + steps.next().unwrap_or(end)
     }
 
@@ -140,7 +152,7 @@ impl Punch {
         }
         let step = match OPENERS.get(self.step) {
             Some((_, ttl)) => Step::Open(*ttl),
-            None if self.step < OPENERS.len() + self.probes => Step::Probe,
+            None if self.step < OPENERS.len() + self.probes().0.len() => Step::Probe,
             None => Step::Done,
         };
         self.step += 1;
@@ -182,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_without_hope_ends_after_a_second_and_the_outside_of_a_shared_nat_comes_later() {
+    fn a_round_without_hope_ends_soon_and_the_outside_of_a_shared_nat_comes_later() {
         let start = Instant::from_boot(Duration::from_secs(9));
         let (lan, outside) = ("10.0.0.2:5".parse().unwrap(), "1.2.3.4:5".parse().unwrap());
         let mut punch = Punch::new(start, vec![lan], vec![outside], false);
@@ -194,7 +206,19 @@ mod tests {
         assert_eq!(punch.targets(), [lan, outside]);
         let mut punch = Punch::new(start, vec![lan], Vec::new(), true);
         while punch.poll(punch.deadline()) != Some(Step::Done) {}
-        assert!(punch.deadline() <= start + Duration::from_millis(1_100));
+        assert!(punch.deadline() <= start + Duration::from_millis(550));
+    }
+
+    #[test]
+    fn hope_that_is_lost_in_the_middle_of_a_round_ends_it() {
+        let start = Instant::from_boot(Duration::from_secs(9));
+        let mut punch = Punch::new(start, vec!["1.2.3.4:5".parse().unwrap()], Vec::new(), false);
+        let late = start + Duration::from_secs(2);
+        while punch.deadline() < late {
+            assert_ne!(punch.poll(punch.deadline()), Some(Step::Done));
+        }
+        punch.give_up_hope();
+        assert_eq!(punch.poll(late), Some(Step::Done));
     }
 
     #[test]

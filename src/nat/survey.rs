@@ -49,12 +49,24 @@ enum Question {
     Address(usize),
     /// Whether an answer from the port that was not sent to gets in.
     OtherPort,
+    /// Whether one from the address that was not sent to does.
+    OtherAddress,
     /// The address of the last socket for the relay's other port.
     Alternative,
     /// The same for another relay.
     Relay(usize),
     /// Whether our own packet comes back in.
     Hairpin,
+}
+
+impl Question {
+    fn change(self) -> stun::Change {
+        match self {
+            Self::OtherPort => stun::Change::Port,
+            Self::OtherAddress => stun::Change::Address,
+            _ => stun::Change::Nothing,
+        }
+    }
 }
 
 /// A datagram to be sent.
@@ -97,7 +109,8 @@ pub(crate) struct Survey {
     pending: BTreeMap<TransactionId, Pending>,
     /// Rounds of the filter's test that went out.
     filter_asked: usize,
-    filter_open: bool,
+    /// An answer from another port has come in, and one from another address.
+    filter_open: [bool; 2],
     /// The socket that is being asked about, how often, and until when it is waited for.
     sampling: (usize, u8, Instant),
     /// When the comparisons began, and how many rounds of them went out.
@@ -131,7 +144,7 @@ impl Survey {
             fresh: sockets.into_iter().map(fresh).collect(),
             pending: BTreeMap::new(),
             filter_asked: 0,
-            filter_open: false,
+            filter_open: [false; 2],
             sampling: (1, 0, now),
             comparing: None,
             alternative: None,
@@ -165,7 +178,7 @@ impl Survey {
             return next.min(over).min(end);
         }
         let filter = match FILTER.get(self.filter_asked) {
-            Some(at) if !self.filter_open => self.started + *at,
+            Some(at) if !self.is_filter_known() => self.started + *at,
             _ => self.filter_end(),
         };
         let sampling = (self.sampling.0 < self.fresh.len()).then_some(self.sampling.2);
@@ -204,10 +217,14 @@ impl Survey {
             && self.comparing.is_none()
         {
             self.filter_asked += 1;
-            if self.filter_open {
+            if self.is_filter_known() {
                 continue;
             }
-            let (main, alternative) = (self.server.main, self.server.alternative);
+            let main = self.server.main;
+            let tests = [
+                (Question::OtherPort, self.server.alternative),
+                (Question::OtherAddress, self.server.elsewhere),
+            ];
             if self
                 .fresh
                 .first()
@@ -215,12 +232,24 @@ impl Survey {
             {
                 requests.extend(self.ask(rng, 0, Question::Address(0), main, Some(main)));
             }
-            for _ in 0..2 {
-                if alternative.is_some() {
-                    requests.extend(self.ask(rng, 0, Question::OtherPort, main, alternative));
+            for ((question, from), open) in tests.into_iter().zip(self.filter_open) {
+                for _ in 0..2 {
+                    if from.is_some() && !open {
+                        requests.extend(self.ask(rng, 0, question, main, from));
+                    }
                 }
             }
         }
+    }
+
+    /// Nothing is left to be told about the filter: everything that could come in has.
+    fn is_filter_known(&self) -> bool {
+        let server = &self.server;
+        let tests = [server.alternative, server.elsewhere];
+        let mut tests = tests.into_iter().zip(self.filter_open);
+        let first = self.fresh.first();
+        let heard = first.is_some_and(|fresh| fresh.external.is_some());
+        heard && tests.all(|(from, open)| from.is_none() || open)
     }
 
     /// An answer from the other port is as late as one from the main port, and both were asked for several times.
@@ -230,12 +259,7 @@ impl Survey {
     }
 
     fn is_filter_over(&self, now: Instant) -> bool {
-        let heard = self
-            .fresh
-            .first()
-            .is_some_and(|fresh| fresh.external.is_some());
-        let untestable = self.server.alternative.is_none();
-        heard && (self.filter_open || untestable) || now >= self.filter_end()
+        self.is_filter_known() || now >= self.filter_end()
     }
 
     fn take_samples(&mut self, now: Instant, rng: &mut Random, requests: &mut Vec<Request>) {
@@ -331,7 +355,7 @@ impl Survey {
         Some(Request {
             socket: self.fresh.get(at)?.socket,
             remote,
-            payload: stun::binding_request(&id, question == Question::OtherPort),
+            payload: stun::binding_request(&id, question.change()),
         })
     }
 
@@ -356,7 +380,8 @@ impl Survey {
                     fresh.external = Some((now, mapped));
                 }
             }
-            Question::OtherPort => self.filter_open = true,
+            Question::OtherPort => self.filter_open[0] = true,
+            Question::OtherAddress => self.filter_open[1] = true,
             Question::Alternative => self.alternative = Some(mapped),
             Question::Relay(at) => self.seen_by[at] = Some(mapped),
             Question::Hairpin => return false,
@@ -415,12 +440,14 @@ impl Survey {
             .fresh
             .first()
             .is_some_and(|fresh| fresh.external.is_some());
-        match self.server.alternative {
-            Some(_) if self.filter_open => Filtering::NotPortDependent,
-            Some(_) if heard && self.filter_asked == FILTER.len() => {
-                Filtering::AddressAndPortDependent
-            }
-            _ => Filtering::Unknown,
+        let asked = heard && self.filter_asked == FILTER.len();
+        let (ports, addresses) = (self.server.alternative, self.server.elsewhere);
+        match self.filter_open {
+            [_, true] => Filtering::EndpointIndependent,
+            [true, false] if asked && addresses.is_some() => Filtering::AddressDependent,
+            [true, false] => Filtering::NotPortDependent,
+            [false, false] if asked && ports.is_some() => Filtering::AddressAndPortDependent,
+            [false, false] => Filtering::Unknown,
         }
     }
 }
@@ -452,14 +479,15 @@ mod tests {
         StunServer {
             main: addr("203.0.113.1:443"),
             alternative: Some(addr("203.0.113.1:3478")),
+            elsewhere: Some(addr("203.0.113.9:443")),
         }
     }
 
     /// A network: which external port a socket (counted from 0) shows a destination, and whether it lets in an answer from
-    /// a port that was not sent to.
+    /// another port, or from another address, than was sent to.
     struct Net<'a> {
         port: &'a dyn Fn(usize, SocketAddr) -> Option<u16>,
-        open: bool,
+        open: [bool; 2],
         hairpin: bool,
     }
 
@@ -498,9 +526,7 @@ mod tests {
             under_way = later;
             let due: Vec<(Instant, Request)> = due;
             for (_, request) in due {
-                let Ok(stun::Message::Request {
-                    txn, change_port, ..
-                }) = stun::parse(&request.payload)
+                let Ok(stun::Message::Request { txn, change, .. }) = stun::parse(&request.payload)
                 else {
                     panic!("no request");
                 };
@@ -515,12 +541,12 @@ mod tests {
                     continue;
                 };
                 let mapped = SocketAddr::new(outside, port);
-                let from = if change_port {
-                    server().alternative.unwrap()
-                } else {
-                    request.remote
+                let (from, open) = match change {
+                    stun::Change::Nothing => (request.remote, true),
+                    stun::Change::Port => (server().alternative.unwrap(), net.open[0]),
+                    stun::Change::Address => (server().elsewhere.unwrap(), net.open[1]),
                 };
-                if !change_port || net.open {
+                if open {
                     assert!(survey.handle_response(now, from, &txn, mapped));
                 }
             }
@@ -533,7 +559,7 @@ mod tests {
     fn a_survey_is_over_within_a_second_and_tells_everything_of_a_home_router() {
         let (found, took) = run(&Net {
             port: &|socket, _| Some(40_007 + 7 * socket as u16),
-            open: false,
+            open: [false; 2],
             hairpin: true,
         });
         assert!(took < Duration::from_millis(700), "{took:?}");
@@ -563,11 +589,11 @@ mod tests {
                     };
                     Some(20_000 - socket as u16 + port + address)
                 },
-                open: true,
+                open: [true; 2],
                 hairpin: false,
             });
             assert_eq!(found.profile.mapping, expected);
-            assert_eq!(found.profile.filtering, Filtering::NotPortDependent);
+            assert_eq!(found.profile.filtering, Filtering::EndpointIndependent);
             let counted = Allocation::Sequential { delta: -1 };
             assert_eq!(found.profile.allocation, counted);
             assert_eq!(found.profile.hairpin, Some(false));
@@ -575,10 +601,27 @@ mod tests {
     }
 
     #[test]
+    fn filters_are_told_apart_by_the_relays_second_port_and_second_address() {
+        for (open, expected) in [
+            ([false, false], Filtering::AddressAndPortDependent),
+            ([true, false], Filtering::AddressDependent),
+            ([true, true], Filtering::EndpointIndependent),
+        ] {
+            let (found, took) = run(&Net {
+                port: &|socket, _| Some(50_000 - 3 * socket as u16),
+                open,
+                hairpin: false,
+            });
+            assert_eq!(found.profile.filtering, expected);
+            assert!(took < Duration::from_millis(700), "{took:?}");
+        }
+    }
+
+    #[test]
     fn a_socket_without_an_answer_is_passed_over_and_a_dead_line_ends_the_survey() {
         let (found, took) = run(&Net {
             port: &|socket, _| (socket != 3).then_some(30_000 + 2 * socket as u16),
-            open: false,
+            open: [false; 2],
             hairpin: false,
         });
         assert_eq!(
@@ -588,7 +631,7 @@ mod tests {
         assert!(took < Duration::from_secs(1), "{took:?}");
         let (found, took) = run(&Net {
             port: &|_, _| None,
-            open: false,
+            open: [false; 2],
             hairpin: false,
         });
         assert_eq!(found.profile, NatProfile::default());

@@ -9,6 +9,7 @@ mod mss;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use checksum::Sum;
 pub use checksum::checksum;
 pub(crate) use mss::{clamp_mss, opens_tcp};
 
@@ -64,6 +65,8 @@ struct Cut {
     payload: usize,
     /// Payload of each segment but the last.
     size: usize,
+    /// How many segments it gives.
+    count: usize,
 }
 
 impl<'a> SuperPacket<'a> {
@@ -112,7 +115,7 @@ impl<'a> SuperPacket<'a> {
     pub fn count(&self) -> usize {
         match self.shape {
             Shape::Whole { .. } => 1,
-            Shape::Segments(cut) => (self.packet.len() - cut.payload).div_ceil(cut.size),
+            Shape::Segments(cut) => cut.count,
         }
     }
 
@@ -131,12 +134,14 @@ impl<'a> SuperPacket<'a> {
     pub fn write(&self, at: usize, out: &mut [u8]) {
         match self.shape {
             Shape::Whole { checksum } => {
-                out.copy_from_slice(self.packet);
-                if let Some((start, field)) = checksum {
-                    // The field holds the sum of the pseudo-header already.
-                    let sum = !checksum::checksum(&out[start..], 0);
-                    put_checksum(out, field, sum);
-                }
+                let Some((start, field)) = checksum else {
+                    return out.copy_from_slice(self.packet);
+                };
+                let (headers, rest) = out.split_at_mut(start);
+                headers.copy_from_slice(&self.packet[..start]);
+                // The field holds the sum of the pseudo-header already.
+                let sum = Sum::copying(&self.packet[start..], rest);
+                put_checksum(out, field, !sum.fold());
             }
             Shape::Segments(cut) => cut.write(self.packet, at, out),
         }
@@ -177,6 +182,7 @@ impl Cut {
             transport,
             payload,
             size,
+            count: (packet.len() - payload).div_ceil(size),
         })
     }
 
@@ -185,15 +191,16 @@ impl Cut {
         let last = from + self.size >= packet.len();
         let (headers, payload) = out.split_at_mut(self.payload);
         headers.copy_from_slice(&packet[..self.payload]);
-        payload.copy_from_slice(&packet[from..from + payload.len()]);
-        let transport = headers.len() - self.transport + payload.len();
-        let addresses = write_network(headers, self.transport, transport, at);
+        let sum = Sum::copying(&packet[from..from + payload.len()], payload);
+        let length = (headers.len() - self.transport + payload.len()) as u16;
+        let (network, transport) = headers.split_at_mut(self.transport);
+        let addresses = write_network(network, length, at);
         if self.protocol == TCP {
-            let sequence = &mut headers[self.transport + 4..self.transport + 8];
+            let sequence = &mut transport[4..8];
             let first = u32::from_be_bytes([sequence[0], sequence[1], sequence[2], sequence[3]]);
             let number = first.wrapping_add((at * self.size) as u32);
             sequence.copy_from_slice(&number.to_be_bytes());
-            let flags = &mut headers[self.transport + 13];
+            let flags = &mut transport[13];
             if !last {
                 *flags &= !FLAGS_OF_LAST;
             }
@@ -201,38 +208,34 @@ impl Cut {
                 *flags &= !FLAG_OF_FIRST;
             }
         } else {
-            let length = &mut headers[self.transport + 4..self.transport + 6];
-            length.copy_from_slice(&(transport as u16).to_be_bytes());
+            transport[4..6].copy_from_slice(&length.to_be_bytes());
         }
-        let field = self.transport + if self.protocol == TCP { 16 } else { 6 };
-        out[field..field + 2].fill(0);
-        let pseudo =
-            checksum::checksum(&out[addresses], u64::from(self.protocol) + transport as u64);
-        let sum = !checksum::checksum(&out[self.transport..], pseudo.into());
-        put_checksum(out, field, sum);
+        let field = if self.protocol == TCP { 16 } else { 6 };
+        transport[field..field + 2].fill(0);
+        let pseudo_header = addresses
+            .and_number(self.protocol.into())
+            .and_number(length);
+        let sum = sum.and(Sum::of(transport)).and(pseudo_header);
+        put_checksum(transport, field, !sum.fold());
     }
 }
 
-/// Fills in length, identification and checksum of the IP header before `transport` bytes of transport. Returns where the
-/// addresses lie.
-fn write_network(
-    headers: &mut [u8],
-    header: usize,
-    transport: usize,
-    at: usize,
-) -> std::ops::Range<usize> {
-    if headers[0] >> 4 == 6 {
-        let payload = header - IPV6_HEADER + transport;
-        headers[4..6].copy_from_slice(&(payload as u16).to_be_bytes());
-        return 8..40;
+/// Fills in length, identification and checksum of an IP header, `length` bytes of transport follow it. Returns the sum of
+/// the addresses.
+fn write_network(header: &mut [u8], length: u16, at: usize) -> Sum {
+    let total = header.len() as u16 + length;
+    if header[0] >> 4 == 6 {
+        let payload = total - IPV6_HEADER as u16;
+        header[4..6].copy_from_slice(&payload.to_be_bytes());
+        return Sum::of(&header[8..40]);
     }
-    headers[2..4].copy_from_slice(&((header + transport) as u16).to_be_bytes());
-    let identification = u16::from_be_bytes([headers[4], headers[5]]).wrapping_add(at as u16);
-    headers[4..6].copy_from_slice(&identification.to_be_bytes());
-    headers[10..12].fill(0);
-    let sum = !checksum::checksum(&headers[..header], 0);
-    headers[10..12].copy_from_slice(&sum.to_be_bytes());
-    12..20
+    header[2..4].copy_from_slice(&total.to_be_bytes());
+    let identification = u16::from_be_bytes([header[4], header[5]]).wrapping_add(at as u16);
+    header[4..6].copy_from_slice(&identification.to_be_bytes());
+    header[10..12].fill(0);
+    let sum = !Sum::of(header).fold();
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    Sum::of(&header[12..20])
 }
 
 /// A sum of zero is written as its other form: zero means "none" in UDP (RFC 768), and in TCP both are the same.

@@ -165,15 +165,12 @@ impl PathSet {
         self.current()?.route()
     }
 
-    /// Data was sent on the current path: so many packets of a session (the peer's number of it), the last of them
-    /// with this counter.
+    /// The path that data goes on, and the second one for as long as it is sent twice.
     #[inline]
-    pub(crate) fn sent_data(&mut self, now: Instant, session: u32, counter: u64, count: u32) {
-        if let Some(key) = self.current
-            && let Some(path) = self.get_mut(key)
-        {
-            path.sent_data(now, session, counter, count);
-        }
+    pub(crate) fn current_mut(&mut self) -> Option<(&mut Path, Option<&mut Copies>)> {
+        let key = self.current?;
+        let path = self.paths.iter_mut().find(|path| path.key == key)?;
+        Some((path, self.copies.as_mut()))
     }
 
     /// Data arrived on a path: the peer is to be told.
@@ -710,7 +707,7 @@ mod tests {
         let mut set = relayed();
         prove(&mut set, direct(1), 10, at(0));
         set.choose(at(0));
-        set.sent_data(at(1_000), 1, 5, 1);
+        set.current_mut().unwrap().0.sent_data(at(1_000), 1, 5, 1);
         let mut rng = Random::from_seed([0; 32]);
         let suspicious = at(1_000 + 10 + 2 * 100);
         assert_eq!(set.deadline(USED), Some(suspicious));
@@ -756,7 +753,7 @@ mod tests {
         let mut set = relayed();
         prove(&mut set, direct(1), 10, at(0));
         set.choose(at(0));
-        set.sent_data(at(1_000), 1, 5, 1);
+        set.current_mut().unwrap().0.sent_data(at(1_000), 1, 5, 1);
         let report = |set: &PathSet, key| Received {
             path: set.get(key).unwrap().id,
             session: 1,

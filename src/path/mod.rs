@@ -341,7 +341,7 @@ impl Path {
         self.unproven_rx = self.unproven_rx.saturating_add(bytes);
     }
 
-    /// Data with counters up to this one was sent on it.
+    /// Data was sent on it: so many packets of a session (the peer's number of it), the last of them with this counter.
     #[inline]
     pub(crate) fn sent_data(&mut self, now: Instant, session: u32, counter: u64, count: u32) {
         self.out.sent(now, session, counter, count);

@@ -251,6 +251,11 @@ impl Peer {
         self.session.as_deref_mut()
     }
 
+    /// The session and the paths, to use both at once.
+    pub(crate) fn session_and_paths(&mut self) -> (Option<&mut Session>, &mut PathSet) {
+        (self.session.as_deref_mut(), &mut self.paths)
+    }
+
     /// The session, made if there is none; `None` for a key with which no secret can be agreed.
     pub(crate) fn session_or_new(&mut self, local: &LocalKey) -> Option<&mut Session> {
         if self.session.is_none() {

@@ -10,7 +10,7 @@ use crate::identity::RelayUrl;
 use crate::limits;
 use crate::rng::Random;
 use crate::time::Instant;
-use crate::wire::relay::Refusal;
+use crate::wire::relay::{Alternatives, Refusal};
 
 /// First pause after a failed dial; doubles up to [`MAX_BACKOFF`].
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
@@ -67,7 +67,7 @@ pub(crate) struct RelayClient {
     pub(crate) problem: Option<String>,
     /// Our address as the relay sees it.
     pub(crate) observed: Option<SocketAddr>,
-    alternative_port: Option<u16>,
+    alternatives: Alternatives,
     answers: u32,
     answers_since: Instant,
     /// When it was last asked whether it is there.
@@ -96,7 +96,7 @@ impl RelayClient {
             failures: 0,
             problem: None,
             observed: None,
-            alternative_port: None,
+            alternatives: Alternatives::default(),
             answers: 0,
             answers_since: now,
             asked: None,
@@ -125,7 +125,13 @@ impl RelayClient {
 
     /// The relay's second STUN port.
     pub(crate) fn alternative(&self) -> Option<SocketAddr> {
-        Some(SocketAddr::new(self.ready()?.ip(), self.alternative_port?))
+        Some(SocketAddr::new(self.ready()?.ip(), self.alternatives.port?))
+    }
+
+    /// The relay's second address, where it is not the one that we talk to.
+    pub(crate) fn elsewhere(&self) -> Option<SocketAddr> {
+        let address = SocketAddr::from(self.alternatives.address?);
+        (self.ready()?.ip() != address.ip()).then_some(address)
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
@@ -215,7 +221,7 @@ impl RelayClient {
         &mut self,
         now: Instant,
         observed: SocketAddr,
-        alternative_port: Option<u16>,
+        alternatives: Alternatives,
     ) -> bool {
         let State::Greeting { remote, .. } = self.state else {
             return false;
@@ -226,7 +232,7 @@ impl RelayClient {
         self.failures = 0;
         self.problem = None;
         self.observed = Some(observed);
-        self.alternative_port = alternative_port;
+        self.alternatives = alternatives;
         true
     }
 
@@ -269,7 +275,7 @@ impl RelayClient {
         self.answer_until = None;
         self.problem = Some(reason);
         self.observed = None;
-        self.alternative_port = None;
+        self.alternatives = Alternatives::default();
     }
 
     /// True if one more unauthenticated question of the relay's address may be answered.
@@ -335,11 +341,19 @@ mod tests {
         let (mut client, mut rng) = (client(), Random::from_seed([1; 32]));
         client.handle_timeout(at(0), false, &mut rng);
         client.connected(at(0), "203.0.113.1:443".parse().unwrap());
-        assert!(client.welcomed(at(0), "198.51.100.1:9".parse().unwrap(), Some(3_478)));
+        assert!(client.welcomed(
+            at(0),
+            "198.51.100.1:9".parse().unwrap(),
+            Alternatives {
+                port: Some(3_478),
+                address: Some("203.0.113.2:443".parse().unwrap())
+            }
+        ));
         assert_eq!(
             client.alternative(),
             Some("203.0.113.1:3478".parse().unwrap())
         );
+        assert_eq!(client.elsewhere(), Some("203.0.113.2:443".parse().unwrap()));
         client.replaced(at(1));
         client.closed(at(1), "closed by the relay".to_owned(), false, &mut rng);
         assert_eq!(client.deadline(), Some(at(601)));

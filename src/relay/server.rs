@@ -324,7 +324,7 @@ impl Server {
         let welcome = ServerMessage::Welcome {
             version: PROTOCOL_VERSION,
             observed,
-            alt_port: self.settings.alt_port,
+            alternatives: self.settings.alternatives,
         };
         self.send(slot, &welcome);
     }

@@ -23,7 +23,7 @@ const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 
 /// Keys for both directions, under the number by which each side names them.
-pub(super) struct Keypair {
+pub(crate) struct Keypair {
     pub(super) local: u32,
     remote: u32,
     created: Instant,
@@ -106,9 +106,9 @@ impl Keypair {
         &self.open
     }
 
-    /// True if the authentic packet with this counter is no copy.
+    /// True if the packet with this counter, which has just been opened, is no copy of an earlier one.
     #[inline]
-    pub(super) fn accept(&mut self, counter: u64) -> bool {
+    pub(crate) fn accept(&mut self, counter: u64) -> bool {
         counter < REJECT_AFTER_MESSAGES && self.received.accept(counter)
     }
 }

@@ -34,8 +34,7 @@ pub(crate) use self::front_door::{Admitted, LocalKey, Refused};
 use self::front_door::{COOKIE_LIFETIME, INITIATION_MESSAGE, RESPONSE_MESSAGE, open_cookie, sign};
 use self::hash::Secret;
 pub(crate) use self::indices::Indices;
-use self::keypair::Keypair;
-pub(crate) use self::keypair::Sealing;
+pub(crate) use self::keypair::{Keypair, Sealing};
 use self::noise::{Initiator, Introduction, KeyPair, Statics, Timestamp};
 use crate::limits;
 use crate::peer::PeerIndex;
@@ -357,15 +356,13 @@ impl Session {
             .chain(&self.unconfirmed)
     }
 
-    /// True if the packet with this counter, which has just been opened, is no copy of an earlier one.
-    #[inline]
-    pub(crate) fn accept(&mut self, receiver: u32, counter: u64) -> bool {
+    /// The keys that packets with this receiver index are opened with, to be told which of them came.
+    pub(crate) fn receiving(&mut self, receiver: u32) -> Option<&mut Keypair> {
         self.current
             .iter_mut()
             .chain(&mut self.previous)
             .chain(&mut self.unconfirmed)
             .find(|keys| keys.local == receiver)
-            .is_some_and(|keys| keys.accept(counter))
     }
 
     /// Packets were opened and accepted; `user` as for [`Self::reserve`]. The first one with keys of an answer of ours

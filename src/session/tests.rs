@@ -104,7 +104,7 @@ impl End {
             data: &mut data,
         }];
         if cipher::open(Kernel::Ring, &key, &mut jobs) == 0
-            || !self.session.accept(receiver, counter)
+            || !self.session.receiving(receiver)?.accept(counter)
         {
             return None;
         }

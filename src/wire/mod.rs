@@ -102,8 +102,8 @@ mod tests {
     #[test]
     fn stun_is_told_by_cookie_and_length() {
         for message in [
-            stun::binding_request(&[9; 12], false),
-            stun::binding_request(&[9; 12], true),
+            stun::binding_request(&[9; 12], stun::Change::Nothing),
+            stun::binding_request(&[9; 12], stun::Change::Port),
             stun::binding_response(&[9; 12], "192.0.2.1:1".parse().unwrap()),
             stun::binding_response(&[9; 12], "[2001:db8::1]:1".parse().unwrap()),
         ] {

@@ -6,7 +6,7 @@
 //!   carry no secret of the relay and no proof: a channel only works from the address that its client has proved.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 
 use super::codec::{Reader, WireError, Writer};
 use crate::identity::NodeId;
@@ -57,6 +57,15 @@ pub enum ClientMessage {
     },
 }
 
+/// Where a relay answers STUN beside its main address, so that clients can tell what their NATs look at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Alternatives {
+    /// Its second port, on the main address.
+    pub port: Option<u16>,
+    /// Its second address.
+    pub address: Option<SocketAddrV4>,
+}
+
 /// What a relay says on the control stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerMessage {
@@ -66,8 +75,8 @@ pub enum ServerMessage {
         version: u8,
         /// The client's address as the relay sees it.
         observed: SocketAddr,
-        /// The relay's second STUN port.
-        alt_port: Option<u16>,
+        /// Where else it answers STUN.
+        alternatives: Alternatives,
     },
     /// The client may not use the relay; the connection is closed next.
     Refused {
@@ -210,11 +219,20 @@ impl ServerMessage {
             Self::Welcome {
                 version,
                 observed,
-                alt_port,
+                alternatives,
             } => {
                 w.u8(kind::WELCOME).u8(*version).socket_addr(*observed);
-                match alt_port {
-                    Some(port) => _ = w.bool(true).u16(*port),
+                match alternatives.port {
+                    Some(port) => w.bool(true).u16(port),
+                    None => w.bool(false),
+                };
+                match alternatives.address {
+                    Some(address) => {
+                        _ = w
+                            .bool(true)
+                            .bytes(&address.ip().octets())
+                            .u16(address.port())
+                    }
                     None => _ = w.bool(false),
                 }
             }
@@ -254,7 +272,14 @@ impl ServerMessage {
             kind::WELCOME => Self::Welcome {
                 version: r.u8()?,
                 observed: r.socket_addr()?,
-                alt_port: if r.bool()? { Some(r.u16()?) } else { None },
+                alternatives: Alternatives {
+                    port: if r.bool()? { Some(r.u16()?) } else { None },
+                    address: if r.bool()? {
+                        Some(SocketAddrV4::new(r.array::<4>()?.into(), r.u16()?))
+                    } else {
+                        None
+                    },
+                },
             },
             kind::REFUSED => Self::Refused {
                 reason: Refusal::from_byte(r.u8()?)?,
@@ -518,12 +543,15 @@ mod tests {
             ServerMessage::Welcome {
                 version: 1,
                 observed: v4,
-                alt_port: None,
+                alternatives: Alternatives::default(),
             },
             ServerMessage::Welcome {
                 version: 1,
                 observed: v6,
-                alt_port: Some(3478),
+                alternatives: Alternatives {
+                    port: Some(3478),
+                    address: Some("192.0.2.7:443".parse().unwrap()),
+                },
             },
             ServerMessage::Refused {
                 reason: Refusal::NotAdmitted,
@@ -600,9 +628,14 @@ mod tests {
             encoded_server(&ServerMessage::Welcome {
                 version: 1,
                 observed: "192.0.2.1:258".parse().unwrap(),
-                alt_port: Some(3478),
+                alternatives: Alternatives {
+                    port: Some(3478),
+                    address: Some("192.0.2.7:443".parse().unwrap()),
+                },
             }),
-            [0, 12, 0x81, 1, 4, 192, 0, 2, 1, 1, 2, 1, 0x0d, 0x96]
+            [
+                0, 19, 0x81, 1, 4, 192, 0, 2, 1, 1, 2, 1, 0x0d, 0x96, 1, 192, 0, 2, 7, 1, 0xbb
+            ]
         );
         assert_eq!(encoded_server(&ServerMessage::Draining), [0, 1, 0x88]);
     }

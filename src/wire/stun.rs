@@ -1,5 +1,5 @@
-//! The part of STUN that NAT discovery needs: binding requests and responses (RFC 8489), the change-port request
-//! and padding (RFC 5780).
+//! The part of STUN that NAT discovery needs: binding requests and responses (RFC 8489), the change request and padding
+//! (RFC 5780).
 //!
 //! Requests are padded to the size of the largest answer, so that a forged source address gains an attacker nothing.
 
@@ -37,6 +37,36 @@ const CHANGE_PORT: u32 = 0x02;
 const FAMILY_V4: u8 = 1;
 const FAMILY_V6: u8 = 2;
 
+/// From where an answer is wanted (RFC 5780, section 7.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// From where the request was sent to.
+    Nothing,
+    /// From the same address and the other port.
+    Port,
+    /// From the other address.
+    Address,
+}
+
+impl Change {
+    const fn flags(self) -> u32 {
+        match self {
+            Self::Nothing => 0,
+            Self::Port => CHANGE_PORT,
+            Self::Address => CHANGE_IP,
+        }
+    }
+
+    /// Whoever asks for another address gets its one port.
+    const fn from_flags(flags: u32) -> Self {
+        match flags {
+            _ if flags & CHANGE_IP != 0 => Self::Address,
+            _ if flags & CHANGE_PORT != 0 => Self::Port,
+            _ => Self::Nothing,
+        }
+    }
+}
+
 /// A STUN message that we have a use for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Message {
@@ -44,8 +74,8 @@ pub enum Message {
     Request {
         /// To be echoed.
         txn: TransactionId,
-        /// The answer is wanted from the other port.
-        change_port: bool,
+        /// From where the answer is wanted.
+        change: Change,
         /// Bytes of the whole request: the answer must not be larger.
         len: usize,
     },
@@ -69,16 +99,12 @@ pub(crate) fn is_stun(datagram: &[u8]) -> bool {
         && usize::from(u16::from_be_bytes([header[2], header[3]])) == body.len()
 }
 
-/// A binding request of [`MAX_RESPONSE`] bytes; with `change_port` the answer is asked for from the server's other
-/// port, which tells what the NAT before us lets in.
-pub fn binding_request(txn: &TransactionId, change_port: bool) -> Vec<u8> {
+/// A binding request of [`MAX_RESPONSE`] bytes. An answer from elsewhere tells what the NAT before us lets in.
+pub fn binding_request(txn: &TransactionId, change: Change) -> Vec<u8> {
     let mut message = header(BINDING_REQUEST, txn);
-    if change_port {
-        attribute(
-            &mut message,
-            ATTR_CHANGE_REQUEST,
-            &CHANGE_PORT.to_be_bytes(),
-        );
+    if change != Change::Nothing {
+        let flags = change.flags().to_be_bytes();
+        attribute(&mut message, ATTR_CHANGE_REQUEST, &flags);
     }
     let padding = MAX_RESPONSE - message.len() - 4;
     attribute(&mut message, ATTR_PADDING, &[0; MAX_RESPONSE][..padding]);
@@ -133,8 +159,8 @@ pub fn write_binding_response(
 /// Parses a binding request or a successful binding response.
 ///
 /// # Errors
-/// Anything else, any attribute that must be understood and is not, and a request to answer from another address
-/// (RFC 8489 would have it answered with error 420; silence is cheaper and safer).
+/// Anything else, and any attribute that must be understood and is not (RFC 8489 would have it answered with error 420;
+/// silence is cheaper and safer).
 pub fn parse(datagram: &[u8]) -> Result<Message, WireError> {
     if !is_stun(datagram) {
         return Err(WireError::Invalid("STUN header"));
@@ -145,10 +171,10 @@ pub fn parse(datagram: &[u8]) -> Result<Message, WireError> {
     let txn = reader.array()?;
     match kind {
         BINDING_REQUEST => {
-            let change_port = parse_request(reader)?;
+            let change = parse_request(reader)?;
             Ok(Message::Request {
                 txn,
-                change_port,
+                change,
                 len: datagram.len(),
             })
         }
@@ -160,16 +186,12 @@ pub fn parse(datagram: &[u8]) -> Result<Message, WireError> {
     }
 }
 
-fn parse_request(mut reader: Reader<'_>) -> Result<bool, WireError> {
-    let mut change_port = false;
+fn parse_request(mut reader: Reader<'_>) -> Result<Change, WireError> {
+    let mut change = Change::Nothing;
     while let Some((kind, value)) = next_attribute(&mut reader)? {
         match kind {
             ATTR_CHANGE_REQUEST => {
-                let flags = Reader::new(value).u32()?;
-                if flags & CHANGE_IP != 0 {
-                    return Err(WireError::Invalid("STUN change request"));
-                }
-                change_port = flags & CHANGE_PORT != 0;
+                change = Change::from_flags(Reader::new(value).u32()?);
             }
             // What follows is not covered by the integrity check that we do not make (RFC 8489, section 14.5).
             ATTR_MESSAGE_INTEGRITY | ATTR_MESSAGE_INTEGRITY_SHA256 => break,
@@ -177,7 +199,7 @@ fn parse_request(mut reader: Reader<'_>) -> Result<bool, WireError> {
             _ => return Err(WireError::Invalid("STUN attribute")),
         }
     }
-    Ok(change_port)
+    Ok(change)
 }
 
 fn parse_response(mut reader: Reader<'_>, txn: &TransactionId) -> Result<SocketAddr, WireError> {
@@ -322,14 +344,14 @@ mod tests {
     #[test]
     fn requests_are_as_large_as_the_largest_answer() {
         let txn = [7; 12];
-        for change_port in [false, true] {
-            let request = binding_request(&txn, change_port);
+        for change in [Change::Nothing, Change::Port, Change::Address] {
+            let request = binding_request(&txn, change);
             assert_eq!(request.len(), MAX_RESPONSE);
             assert_eq!(
                 parse(&request),
                 Ok(Message::Request {
                     txn,
-                    change_port,
+                    change,
                     len: MAX_RESPONSE
                 })
             );
@@ -346,14 +368,14 @@ mod tests {
             parse(&request),
             Ok(Message::Request {
                 txn: [1; 12],
-                change_port: false,
+                change: Change::Nothing,
                 len: 20
             })
         );
     }
 
     #[test]
-    fn a_request_to_answer_from_another_address_is_refused() {
+    fn who_wants_another_address_and_port_wants_another_address() {
         let mut request = header(BINDING_REQUEST, &[1; 12]);
         attribute(
             &mut request,
@@ -361,9 +383,9 @@ mod tests {
             &(CHANGE_IP | CHANGE_PORT).to_be_bytes(),
         );
         set_length(&mut request);
-        assert_eq!(
-            parse(&request),
-            Err(WireError::Invalid("STUN change request"))
+        let change = Change::Address;
+        assert!(
+            matches!(parse(&request), Ok(Message::Request { change: found, .. }) if found == change)
         );
     }
 

@@ -1,7 +1,7 @@
 //! `make bench-heal`: how long connections stand still when something below them breaks.
 //!
 //! `mesh-bench-heal [WORD]… [--runs N] [--slow-runs N] [--jobs N] [--write]`: the rows whose names hold a word, or all; 20
-//! runs of each, unless given, and of those that take a minute and more, as many as of the others or fewer; several at
+//! runs of each, unless given, and of those that take most of a minute and more, as many as of the others or fewer; several at
 //! once, each in namespaces of its own. The real programs, pings every 10 ms and a TCP stream all along. Each row is run
 //! without delay and with 30 ms one way between sites. The exit code tells whether all runs kept their limits.
 
@@ -114,8 +114,8 @@ fn tasks(arguments: &Arguments) -> Vec<Task> {
     let mut tasks = Vec::new();
     for case in CASES.iter().filter(wanted) {
         let runs = match case.pace {
-            Pace::Slow => arguments.slow_runs.unwrap_or(arguments.runs),
-            _ => arguments.runs,
+            Pace::Short => arguments.runs,
+            Pace::Slow | Pace::Alone => arguments.slow_runs.unwrap_or(arguments.runs),
         };
         for delay in DELAYS {
             tasks.extend((0..runs).map(|number| Task {

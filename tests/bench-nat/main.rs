@@ -19,6 +19,8 @@ use table::{Goal, Spread, Table};
 
 const USAGE: &str = "usage: mesh-bench-nat [plain|prediction|birthday]… [--runs N]";
 const RUNS: usize = 20;
+/// Probes of one side until the path is direct, at most: what it sends in one attempt.
+const BUDGET: u64 = 2_048;
 const FAR: Duration = Duration::from_millis(30);
 
 /// Two NATs, and what is to be reached between them.
@@ -120,16 +122,21 @@ fn measure(case: &Case, delay: Duration, goal: Goal, runs: usize, table: &mut Ta
         }
     }
     let name = format!("{}, {} ms one way", case.name, delay.as_millis());
-    let share = 100.0 * direct.len() as f64 / runs as f64;
+    let within = direct.iter().filter(|run| run.probes <= BUDGET).count();
+    let share = 100.0 * within as f64 / runs as f64;
     let least = Goal::AtLeast(case.share);
     table.add(
-        format!("{name}: direct"),
+        format!("{name}: direct within the budget"),
         "% of runs",
         Spread::of([share]),
         least,
     );
     if direct.is_empty() {
         return Ok(());
+    }
+    let probes = Spread::of(direct.iter().map(|run| run.probes as f64));
+    if probes.high > 0.0 {
+        table.add(format!("{name}: probes"), "probes", probes, Goal::None);
     }
     let took = direct.iter().map(|run| run.took.as_secs_f64());
     table.add(

@@ -15,6 +15,8 @@ const START: Duration = Duration::from_secs(20);
 pub(crate) struct Run {
     /// From the first answered packet until the later of both hosts sends directly.
     pub(crate) took: Duration,
+    /// Probes for a port that had to be foretold or searched, of the side that sent more.
+    pub(crate) probes: u64,
 }
 
 /// `None` if the hosts were still relayed after `limit`.
@@ -41,7 +43,7 @@ fn attempt(lab: &Lab, nats: (Nat, Nat), delay: Duration, limit: Duration) -> Res
     }
     let mut ping = Ping::start(&a, &b)?;
     let first = ping.first_answer()?;
-    let mut moments = Vec::new();
+    let (mut moments, mut probes) = (Vec::new(), 0);
     for (node, peer) in [(&mut a, "b"), (&mut b, "a")] {
         if node.wait_path(peer, "direct", limit).is_err() {
             return Ok(None);
@@ -57,10 +59,20 @@ fn attempt(lab: &Lab, nats: (Nat, Nat), delay: Duration, limit: Duration) -> Res
             said.and_then(moments::of_log)
                 .context("a line with its time")?,
         );
+        probes = probes.max(hard_probes(node, peer)?);
     }
     let took = moments.into_iter().map(|at| moments::between(first, at));
     let took = took.max().context("two hosts")?;
-    Ok(Some(Run { took }))
+    Ok(Some(Run { took, probes }))
+}
+
+/// Everything that was sent towards the peer's NAT beyond the plain punch.
+fn hard_probes(node: &Node, peer: &str) -> Result<u64> {
+    let explanation = node.explain(peer)?;
+    let attempts = explanation["attempts"].as_array().into_iter().flatten();
+    let hard = attempts.filter(|attempt| attempt["strategy"] != "punch");
+    hard.map(|attempt| attempt["probes"].as_u64().context("a number of probes"))
+        .sum()
 }
 
 /// What `ping` prints, line by line; it ends when dropped.

@@ -82,7 +82,7 @@ fn classify_datagrams() {
     data[..4].copy_from_slice(&[4, 0, 0, 0]);
     let mut frame = [0xee; 1_320];
     frame[..4].copy_from_slice(&[0x20, 0, 0, 0]);
-    let request = stun::binding_request(&[9; 12], false);
+    let request = stun::binding_request(&[9; 12], stun::Change::Nothing);
     let datagrams: [&[u8]; 5] = [&data, &frame, &request, &[0x41; 1_200], &[5; 60]];
     measure(MANY, 4, || {
         let known = |datagram: &&&[u8]| classify(black_box(datagram)) != Protocol::Unknown;

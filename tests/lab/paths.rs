@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::lab::{
-    Allocation, Behaviour, Dependence, Internet, Lab, Nat, Node, Pattern, Received, Relay, TwoNats,
-    WanInput, receive, scenario, send, within,
+    Allocation, Behaviour, Dependence, Internet, Lab, Nat, Node, Pattern, Received, Relay,
+    Settings, TwoNats, WanInput, receive, scenario, send, within,
 };
 
 use super::{Pair, SOON};
@@ -306,6 +306,47 @@ fn a_host_knows_its_nat() {
             };
             let own = report["ipv4"].as_str().unwrap_or_default();
             ensure!(own.starts_with(&format!("{wan}:")), "{report}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn one_relay_with_two_addresses_tells_every_kind_of_mapping_and_filter() {
+    use Dependence::{Address, AddressAndPort, EndpointIndependent};
+    scenario(|lab| {
+        let mut internet = Internet::new(false)?;
+        let (relay, address) = internet.host("relay")?;
+        relay.ip("addr add 44.128.1.9/24 dev wan")?;
+        let config = "access = \"open\"\nstun_alt_address = \"44.128.1.9\"\n";
+        let relay = Relay::start_with(lab, &relay, address, config)?;
+        for (name, mapping, filtering) in [
+            ("a", EndpointIndependent, EndpointIndependent),
+            ("b", EndpointIndependent, Address),
+            ("c", Address, AddressAndPort),
+            ("d", AddressAndPort, Address),
+        ] {
+            let nat = Behaviour::new(mapping, filtering, Allocation::Preserving);
+            let mut router =
+                internet.router(&format!("nat-{name}"), Nat::Modelled(nat), WanInput::Drop)?;
+            let (host, _) = router.host(name)?;
+            let mut node = Node::new(lab, &host, name)?;
+            node.configure(&Settings {
+                relays: vec![relay.url.clone()],
+                ..Settings::default()
+            })?;
+            node.start()?;
+            node.wait_relay(SOON)?;
+            let report = node.ctl_ok(&["netcheck", "--json"])?;
+            let report: serde_json::Value = serde_json::from_str(&report)?;
+            for (key, expected) in [("mapping", mapping), ("filtering", filtering)] {
+                let expected = match expected {
+                    EndpointIndependent => "endpoint-independent",
+                    Address => "address-dependent",
+                    AddressAndPort => "address-and-port-dependent",
+                };
+                ensure!(report[key] == expected, "{name}, {key}: {report}");
+            }
         }
         Ok(())
     });

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use mesh_tests::lab::{Lab, MiniUpnpd, Namespace, Nat, Speaks, TwoNats, scenario, within};
+use mesh_tests::lab::{
+    Internet, Lab, MiniUpnpd, Namespace, Nat, Node, Relay, Speaks, TwoNats, WanInput, scenario,
+    within,
+};
 
 use super::{Pair, SOON};
 
@@ -132,6 +135,36 @@ fn a_mapping_behind_a_second_nat_is_not_offered() {
         let left = MiniUpnpd::mappings(&pair.net.nat_a)?;
         ensure!(left.is_empty(), "after SIGTERM: {left:?}");
         Ok(())
+    });
+}
+
+#[test]
+fn neighbours_behind_a_second_nat_that_does_not_hairpin_meet_by_a_mapping_on_this_side_of_it() {
+    scenario(|lab| {
+        let mut internet = Internet::new(false)?;
+        let (relay, address) = internet.host("relay")?;
+        // miniupnpd serves no private addresses; carriers are known to use others' public ones inside.
+        let mut carrier = internet.carrier_on("carrier", Nat::Masquerade, [44, 129])?;
+        let mut home_a = carrier.router("home-a", Nat::Symmetric, WanInput::Drop)?;
+        let mut home_b = carrier.router("home-b", Nat::Symmetric, WanInput::Drop)?;
+        let ((a, _), (b, _)) = (home_a.host("a")?, home_b.host("b")?);
+        let natpmp = Speaks {
+            natpmp: true,
+            ..Speaks::default()
+        };
+        let _upnpd = MiniUpnpd::start(lab, &home_b, home_b.at(1), natpmp)?;
+        let relay = Relay::start(lab, &relay, address)?;
+        let (mut a, mut b) = Node::pair(lab, &a, &b, &[&relay.url])?;
+        for node in [&mut a, &mut b] {
+            node.start()?;
+            node.wait_relay(SOON)?;
+        }
+        let target = b.overlay()?;
+        within("a to reach b", SOON, || Ok(a.icmp(target, 1).is_ok()))?;
+        a.wait_path("b", "direct", SOON)?;
+        let remote = a.peer("b")?["path"]["remote"].to_string();
+        ensure!(remote.contains(&format!("{}:", home_b.wan)), "{remote}");
+        a.icmp(target, 20)
     });
 }
 

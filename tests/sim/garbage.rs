@@ -40,7 +40,12 @@ fn garbage(rng: &mut Rng) -> Vec<u8> {
         }
         7 => {
             let txn: [u8; 12] = rng.bytes(12).try_into().unwrap_or_default();
-            stun::binding_request(&txn, rng.chance(0.5))
+            let changes = [
+                stun::Change::Nothing,
+                stun::Change::Port,
+                stun::Change::Address,
+            ];
+            stun::binding_request(&txn, changes[rng.below(3) as usize])
         }
         8 => {
             if let Some(first) = bytes.first_mut() {

@@ -99,6 +99,25 @@ fn two_counting_nats_meet() {
 }
 
 #[test]
+fn hosts_that_talk_before_they_have_measured_their_nats_are_direct_as_soon_as_they_have() {
+    for_seeds(0..20, |seed| {
+        for (a, b) in [(home(), hard(COUNTING)), (hard(PRESERVING), home())] {
+            let mut sim = Sim::new(seed);
+            let relay = sim.add_relay(LinkConfig::access());
+            let (a, b) = (sim.host_at("a", a).0, sim.host_at("b", b).0);
+            sim.network(&[a, b], &[relay]);
+            let flow = if seed.is_multiple_of(2) {
+                sim.echo(a, b)
+            } else {
+                sim.echo(b, a)
+            };
+            until_works(&mut sim, "data over the relay", flow, secs(2));
+            sim.run_until("a direct path", ms(2_000), |sim| sim.is_direct(a, b));
+        }
+    });
+}
+
+#[test]
 fn random_ports_are_hit_within_the_budget_in_98_of_100_cases() {
     let missed = std::sync::Mutex::new(Vec::new());
     for_seeds(0..100, |seed| {

@@ -33,15 +33,19 @@ fn table(attempts: &[Attempt]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header([
-        "AGO", "TARGET", "STRATEGY", "PROBES", "MAPPINGS", "ANSWER", "TIME",
+        "AGO", "PORT", "TARGET", "STRATEGY", "PROBES", "MAPPINGS", "ANSWER", "TIME",
     ]);
     for attempt in attempts {
         let target = match attempt.target.port() {
             0 => attempt.target.ip().to_string(),
             _ => attempt.target.to_string(),
         };
+        let local = attempt
+            .local_port
+            .map_or("many".to_owned(), |port| port.to_string());
         table.add_row([
             age(attempt.age_s),
+            local,
             target,
             attempt.strategy.clone(),
             attempt.probes.to_string(),
@@ -69,6 +73,7 @@ mod tests {
             port_allocation: PortAllocation::Preserving,
         };
         let attempt = Attempt {
+            local_port: None,
             target: "198.51.100.4:0".parse().unwrap(),
             strategy: "port prediction".to_owned(),
             probes: 25,
@@ -97,6 +102,7 @@ mod tests {
         assert_eq!(
             words[2..],
             [
+                "many",
                 "198.51.100.4",
                 "port",
                 "prediction",

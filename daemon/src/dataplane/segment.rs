@@ -45,15 +45,11 @@ impl Flow {
         }
     }
 
-    fn ports(self, packet: &[u8]) -> &[u8] {
-        &packet[self.network..self.network + 4]
-    }
-
     /// True if two packets are of one flow.
     pub(crate) fn joins(self, packet: &[u8], other: Self, other_packet: &[u8]) -> bool {
-        self == other
-            && self.ports(packet) == other.ports(other_packet)
-            && self.addresses(packet) == other.addresses(other_packet)
+        // The ports follow the addresses.
+        let identity = if self.is_v6() { 8..44 } else { 12..24 };
+        self == other && packet[identity.clone()] == other_packet[identity]
     }
 
     /// Sum of the pseudo-header, for a transport part of `length` bytes (RFC 9293, section 3.1; RFC 8200, section 8.1).

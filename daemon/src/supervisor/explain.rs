@@ -25,6 +25,7 @@ pub(super) fn explanation(
             .attempts
             .iter()
             .map(|attempt| mesh_bus::Attempt {
+                local_port: attempt.local_port,
                 target: attempt.target,
                 strategy: attempt.strategy.as_str().to_owned(),
                 probes: attempt.probes,

@@ -261,11 +261,17 @@ pub(super) fn describe(clashes: &[Clash]) -> String {
     )
 }
 
+/// Packets that wait in a device until the data thread reads them: 8 ms of 250,000 small packets/s, so that none are lost
+/// while another process has the CPU for a time slice, 3 to 4 ms. The kernel's own default, 500, loses one to four in a
+/// hundred then.
+const TUN_QUEUE: u32 = 2_000;
+
 fn create_device(name: &str, mtu: u16) -> Result<tun_rs::SyncDevice, NetlinkError> {
     tun_rs::DeviceBuilder::new()
         .name(name)
         .mtu(mtu)
         .offload(true)
+        .tx_queue_len(TUN_QUEUE)
         .enable(false)
         .build_sync()
         .map_err(|error| match error.raw_os_error() {
@@ -292,4 +298,18 @@ fn create_device(name: &str, mtu: u16) -> Result<tun_rs::SyncDevice, NetlinkErro
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox;
+
+    #[test]
+    fn a_new_device_holds_more_packets_than_the_kernel_gives_it() {
+        sandbox::run(async || {
+            let device = create_device("mesh-test", limits::INNER_MTU).unwrap();
+            assert_eq!(device.tx_queue_len().unwrap(), TUN_QUEUE);
+        });
+    }
 }

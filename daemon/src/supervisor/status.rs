@@ -14,6 +14,7 @@ use mesh_core::nat::{Allocation, Filtering, Mapping};
 use super::names::{addresses, key_text};
 use super::network::{Network, Phase};
 use crate::dataplane::StatusReport;
+use crate::sockets;
 
 /// A network with what the data plane says about it, if it runs.
 pub(super) fn network(
@@ -129,7 +130,10 @@ fn silent_peers(network: &Network) -> Vec<mesh_bus::Peer> {
 pub(super) fn path(path: &PathStatus) -> mesh_bus::Path {
     mesh_bus::Path {
         kind: path_kind(path.kind),
-        local: None,
+        local: path
+            .local_port
+            .and_then(|port| sockets::local_address(path.remote, port))
+            .map(|local| local.to_string()),
         remote: path.remote.to_string(),
         relay: path.relay.as_ref().map(ToString::to_string),
         rtt_ms: path.rtt.map(milliseconds),

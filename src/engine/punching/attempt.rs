@@ -57,6 +57,8 @@ pub(in crate::engine) struct Attempt {
     pub(super) shots: Vec<Shot>,
     pub(super) mappings: u32,
     pub(super) answered: Option<(Instant, SocketAddr)>,
+    /// The socket that the first answer came to.
+    pub(super) winner: Option<SocketId>,
     pub(super) icmp_errors: u32,
 }
 
@@ -87,13 +89,20 @@ impl Attempt {
         }
     }
 
-    pub(super) fn tried(&self, ended: Option<Instant>) -> Tried {
+    /// `port` tells a socket's local port.
+    pub(super) fn tried(
+        &self,
+        ended: Option<Instant>,
+        port: impl FnOnce(SocketId) -> Option<u16>,
+    ) -> Tried {
+        let only = self.sockets.first().filter(|_| self.sockets.len() == 1);
         let target = match (self.answered, self.plan) {
             (Some((_, target)), _) => target,
             (None, Plan::Search { .. }) => SocketAddr::new(self.target.ip(), 0),
             (None, _) => self.target,
         };
         Tried {
+            local_port: self.winner.or(only.copied()).and_then(port),
             target,
             strategy: self.strategy(),
             probes: u32::try_from(self.shots.len()).unwrap_or(u32::MAX),
@@ -109,9 +118,10 @@ impl Attempt {
         &self,
         now: Instant,
         index: PeerIndex,
+        port: impl FnOnce(SocketId) -> Option<u16>,
     ) -> Option<AttemptReport> {
         let running = matches!(self.stage, Stage::Running(_));
-        (self.peer == index && running).then(|| self.tried(None).report(now))
+        (self.peer == index && running).then(|| self.tried(None, port).report(now))
     }
 
     /// Counts towards the limits of a day: it fills tables, or probes ports that nobody named.

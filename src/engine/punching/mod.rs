@@ -124,7 +124,7 @@ impl Engine {
         let call = CallMe {
             round,
             reply,
-            candidates: self.own_candidates(),
+            candidates: self.candidates_for(index),
             profile: self.nat_profile(),
             rtt: rtt.map_or(0, |rtt| u16::try_from(rtt.max(1)).unwrap_or(u16::MAX)),
             plan: plan.map(|(plan, _)| plan),
@@ -146,7 +146,10 @@ impl Engine {
             return;
         };
         peer.candidates.clone_from(&call.candidates);
-        peer.punching.profile = Some(call.profile);
+        let news = peer.punching.profile.replace(call.profile) != Some(call.profile);
+        if news {
+            self.reconsider(now, index);
+        }
         if call.reply {
             if self.awaits_answer(index, call.round) {
                 self.attempt_answered(now, index, &call);
@@ -220,7 +223,7 @@ impl Engine {
     }
 
     /// Both of us have one public address: our ways to each other do not lead through both NATs.
-    fn shares_nat(&self, index: PeerIndex) -> bool {
+    pub(super) fn shares_nat(&self, index: PeerIndex) -> bool {
         let theirs = self.peer(index).and_then(|peer| peer.punching.observed);
         let own = self.own_public_ip();
         theirs.is_some_and(|theirs| own == Some(theirs.ip()))
@@ -230,6 +233,26 @@ impl Engine {
     fn own_public_ip(&self) -> Option<std::net::IpAddr> {
         let mut seen = self.prober.reflexive().filter(SocketAddr::is_ipv4);
         seen.next().map(|address| address.ip())
+    }
+
+    /// What one of the two NATs does has become known: a round that cannot work need not run to its end, nor its pause.
+    pub(super) fn reconsider(&mut self, now: Instant, index: PeerIndex) {
+        let planned = self
+            .prospects(index)
+            .is_some_and(|prospects| !prospects.plain && !prospects.plans.is_empty());
+        let politeness = self.politeness(index);
+        let Some(peer) = self.peer_mut(index).filter(|_| planned) else {
+            return;
+        };
+        match &mut peer.punching.running {
+            Some(punch) => punch.give_up_hope(),
+            None if peer.punching.failed > 0 && !peer.punching.plan_due => {
+                peer.punching.plan_due = true;
+                peer.punching.next = Some(now + politeness);
+            }
+            None => {}
+        }
+        self.arm(now, index, None);
     }
 
     /// A plain round ended without a path: try what may work, or wait.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::SETTLE;
-use crate::engine::{Engine, PeerIndex, SocketId, Strategy};
+use crate::engine::{Engine, PeerIndex, SocketId};
 use crate::limits;
 use crate::nat::punch::{Punch, Step};
 use crate::path::PathKey;
@@ -98,6 +98,7 @@ impl Engine {
     ) {
         for target in targets {
             let key = PathKey::direct(*target);
+            let local_port = self.local_port(SocketId::MESH, target.is_ipv4());
             let Some(peer) = self.peer_mut(index) else {
                 return;
             };
@@ -107,7 +108,7 @@ impl Engine {
                 .is_some_and(|path| !path.is_usable(now));
             if wanted {
                 let record = &mut peer.punching.record;
-                record.probed(now, started, Strategy::Plain, *target, 1);
+                record.probed(now, started, local_port, *target);
                 let transaction = self.rng.u64();
                 self.send_probe(now, index, key, transaction);
             }

@@ -103,9 +103,6 @@ impl Engine {
             }
             return;
         }
-        if let Some(peer) = self.peer_mut(index) {
-            peer.punching.running = None;
-        }
         if let Some(attempt) = &mut self.attempt {
             attempt.aim_at(call.port);
         }
@@ -187,6 +184,10 @@ impl Engine {
         });
         let unopened = sockets.len();
         sockets.drain(..beside);
+        if let Some(peer) = self.peer_mut(index) {
+            // An answer to an earlier call comes too late now.
+            (peer.punching.called, peer.punching.running) = (None, None);
+        }
         self.attempt = Some(Box::new(Attempt {
             peer: index,
             index: number,
@@ -205,6 +206,7 @@ impl Engine {
             shots: Vec::new(),
             mappings: 0,
             answered: None,
+            winner: None,
             icmp_errors: 0,
         }));
         true
@@ -286,7 +288,7 @@ impl Engine {
                     socket: sample.socket,
                     remote: sample.relay,
                     ttl: None,
-                    payload: stun::binding_request(&sample.id, false),
+                    payload: stun::binding_request(&sample.id, stun::Change::Nothing),
                 });
             }
             self.arm(now, index, None);
@@ -335,11 +337,9 @@ impl Engine {
             self.close_spare(sample.socket);
         }
         self.traversal.attempts += 1;
-        let Some(peer) = self.peer_mut(index) else {
+        let Some(key) = self.peer(index).map(|peer| peer.key.to_wireguard()) else {
             return;
         };
-        peer.punching.called = None;
-        let key = peer.key.to_wireguard();
         if spray {
             self.ledger.note(now, key, own, target.ip());
         }
@@ -357,11 +357,12 @@ impl Engine {
         }
         self.traversal.opened += u64::from(attempt.answered.is_some());
         let row = attempt.sockets.len() > 1;
+        let tried = attempt.tried(Some(now), |socket| self.local_port(socket, true));
         let Some(peer) = self.peer_mut(index) else {
             return;
         };
         let key = peer.key.to_wireguard();
-        peer.punching.record.push(attempt.tried(Some(now)));
+        peer.punching.record.push(tried);
         if peer.paths.has_usable_direct(now) {
             peer.punching.plan_due = false;
             peer.punching.next = None;

@@ -147,6 +147,7 @@ impl Engine {
         let mut target = attempt.target;
         target.set_port(shot.port);
         attempt.answered.get_or_insert((now, target));
+        attempt.winner.get_or_insert(shot.socket);
         if let Some(peer) = self.peer_mut(index) {
             let key = PathKey::Direct(shot.socket, target);
             if let Some(path) = peer.paths.get_or_add(key, now) {

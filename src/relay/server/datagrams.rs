@@ -6,6 +6,7 @@ use super::{DropReason, Reply, Server, Socket, Verdict};
 use crate::limits;
 use crate::time::Instant;
 use crate::wire::relay::{Frame, parse_frame, rebind_frame, write_data_header};
+use crate::wire::stun::Change;
 use crate::wire::{Protocol, classify, stun};
 
 impl Server {
@@ -69,6 +70,7 @@ impl Server {
         buffer[..frame.len()].copy_from_slice(&frame);
         Verdict::Reply(Reply {
             socket: Socket::Main,
+            other_address: false,
             buffer,
             len: frame.len(),
         })
@@ -83,29 +85,37 @@ impl Server {
     ) -> Verdict {
         let Ok(stun::Message::Request {
             txn,
-            change_port,
+            change,
             len: asked,
         }) = stun::parse(segment)
         else {
             return self.dropped(DropReason::MalformedStun);
         };
-        let socket = match (socket, change_port) {
-            (socket, false) => socket,
-            (Socket::Alt, true) => Socket::Main,
-            (Socket::Main, true) if self.settings.alt_port.is_some() => Socket::Alt,
-            (Socket::Main, true) => return self.dropped(DropReason::MalformedStun),
+        let there = self.settings.alternatives;
+        let other_address = change == Change::Address;
+        let socket = match (socket, change) {
+            (socket, Change::Nothing) => socket,
+            (_, Change::Address) if there.address.is_some() && from.is_ipv4() => Socket::Main,
+            (Socket::Alt, Change::Port) => Socket::Main,
+            (Socket::Main, Change::Port) if there.port.is_some() => Socket::Alt,
+            (_, Change::Address | Change::Port) => {
+                return self.dropped(DropReason::MalformedStun);
+            }
         };
         let mut buffer = [0; stun::MAX_RESPONSE];
         let len = stun::write_binding_response(&mut buffer, &txn, from);
         if asked < len {
             return self.dropped(DropReason::SmallStun);
         }
-        if change_port && let Err(reason) = self.may_knock(now, from) {
+        if change != Change::Nothing
+            && let Err(reason) = self.may_knock(now, from)
+        {
             return self.dropped(reason);
         }
         self.stats.stun += 1;
         Verdict::Reply(Reply {
             socket,
+            other_address,
             buffer,
             len,
         })

@@ -1,3 +1,4 @@
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -5,9 +6,9 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::identity::Identity;
-use crate::wire::relay::{FRAME_HEADER, Framer, MAX_SENT_PACKET, parse_frame};
+use crate::wire::relay::{Alternatives, FRAME_HEADER, Framer, MAX_SENT_PACKET, parse_frame};
 use crate::wire::relay::{Frame, write_data_header};
-use crate::wire::stun;
+use crate::wire::stun::{self, Change};
 
 const START: Instant = Instant::from_boot(Duration::from_secs(1_000));
 
@@ -20,6 +21,11 @@ fn node(seed: u16) -> NodeId {
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
+
+const ALTERNATIVES: Alternatives = Alternatives {
+    port: Some(3_478),
+    address: Some(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 200), 443)),
+};
 
 /// A server with its clock and everything that it wanted done.
 struct World {
@@ -36,7 +42,7 @@ impl World {
     fn new(access: Access) -> Self {
         let settings = Settings {
             access,
-            alt_port: Some(3478),
+            alternatives: ALTERNATIVES,
             rate_limit: limits::RELAY_RATE,
         };
         Self {
@@ -137,8 +143,8 @@ impl World {
         (verdict, frame)
     }
 
-    fn stun(&mut self, socket: Socket, from: &str, change_port: bool) -> Verdict {
-        let mut request = stun::binding_request(&[5; 12], change_port);
+    fn stun(&mut self, socket: Socket, from: &str, change: Change) -> Verdict {
+        let mut request = stun::binding_request(&[5; 12], change);
         self.server
             .handle_udp(self.now, socket, address(from), &mut request)
     }
@@ -183,7 +189,7 @@ mod admission {
             [ServerMessage::Welcome {
                 version: 1,
                 observed: address(A),
-                alt_port: Some(3478)
+                alternatives: ALTERNATIVES
             }]
         );
         assert_eq!(world.server.clients(), 1);
@@ -862,7 +868,7 @@ mod addresses {
         let nonce = |seed| {
             let settings = Settings {
                 access: Access::Open,
-                alt_port: None,
+                alternatives: Alternatives::default(),
                 rate_limit: 1,
             };
             let mut world = World {
@@ -887,7 +893,7 @@ mod datagrams {
         let mut world = World::open();
         for socket in [Socket::Main, Socket::Alt] {
             for from in [A, B] {
-                let Verdict::Reply(reply) = world.stun(socket, from, false) else {
+                let Verdict::Reply(reply) = world.stun(socket, from, Change::Nothing) else {
                     panic!();
                 };
                 assert_eq!(reply.socket, socket);
@@ -908,30 +914,37 @@ mod datagrams {
     fn an_answer_from_the_other_port_is_for_proved_ip_addresses_of_clients_only() {
         let mut world = World::open();
         let refused = Verdict::Dropped(DropReason::UnprovenStun);
-        assert_eq!(world.stun(Socket::Main, A, true), refused);
+        assert_eq!(world.stun(Socket::Main, A, Change::Port), refused);
         world
             .server
             .handle_connected(START, ConnId(9), node(9), address(A));
-        assert_eq!(world.stun(Socket::Main, A, true), refused);
+        assert_eq!(world.stun(Socket::Main, A, Change::Port), refused);
+        assert_eq!(world.stun(Socket::Main, A, Change::Address), refused);
         let a = world.client(1, 1, A);
-        for (asked, answered) in [(Socket::Main, Socket::Alt), (Socket::Alt, Socket::Main)] {
-            let Verdict::Reply(reply) = world.stun(asked, A, true) else {
+        for (asked, change, answered) in [
+            (Socket::Main, Change::Port, Socket::Alt),
+            (Socket::Alt, Change::Port, Socket::Main),
+            (Socket::Main, Change::Address, Socket::Main),
+            (Socket::Alt, Change::Address, Socket::Main),
+        ] {
+            let Verdict::Reply(reply) = world.stun(asked, A, change) else {
                 panic!();
             };
             assert_eq!(reply.socket, answered);
+            assert_eq!(reply.other_address, change == Change::Address);
         }
         for port in [1, 999, 1001, 65_535] {
             let from = format!("192.0.2.1:{port}");
-            let Verdict::Reply(reply) = world.stun(Socket::Main, &from, true) else {
+            let Verdict::Reply(reply) = world.stun(Socket::Main, &from, Change::Port) else {
                 panic!("{from}");
             };
             assert_eq!(reply.socket, Socket::Alt);
         }
         for stranger in ["192.0.2.0:1000", "192.0.2.2:1000", B] {
-            assert_eq!(world.stun(Socket::Main, stranger, true), refused);
+            assert_eq!(world.stun(Socket::Main, stranger, Change::Port), refused);
         }
         world.server.handle_closed(a);
-        assert_eq!(world.stun(Socket::Main, A, true), refused);
+        assert_eq!(world.stun(Socket::Main, A, Change::Port), refused);
     }
 
     #[test]
@@ -939,10 +952,10 @@ mod datagrams {
         let mut world = World::open();
         world.client(1, 1, A);
         world.client(2, 2, "192.0.2.9:1000");
-        let asked = stun::binding_request(&[5; 12], true).len();
+        let asked = stun::binding_request(&[5; 12], Change::Port).len();
         let mut granted = 0;
         for port in 1..200 {
-            match world.stun(Socket::Main, &format!("192.0.2.1:{port}"), true) {
+            match world.stun(Socket::Main, &format!("192.0.2.1:{port}"), Change::Port) {
                 Verdict::Reply(reply) => {
                     assert!(reply.payload().len() <= asked);
                     granted += 1;
@@ -951,11 +964,11 @@ mod datagrams {
             }
         }
         assert_eq!(granted, limits::RELAY_KNOCKS.1);
-        let other = world.stun(Socket::Main, "192.0.2.9:7", true);
+        let other = world.stun(Socket::Main, "192.0.2.9:7", Change::Port);
         assert!(matches!(other, Verdict::Reply(_)), "{other:?}");
         world.now = world.now + Duration::from_secs(1);
         let later = (1..200).filter(|port| {
-            let verdict = world.stun(Socket::Main, &format!("192.0.2.1:{port}"), true);
+            let verdict = world.stun(Socket::Main, &format!("192.0.2.1:{port}"), Change::Port);
             matches!(verdict, Verdict::Reply(_))
         });
         assert_eq!(later.count() as u64, limits::RELAY_KNOCKS.0);
@@ -968,7 +981,7 @@ mod datagrams {
         world.client(2, 2, A);
         world.server.handle_closed(a);
         assert!(matches!(
-            world.stun(Socket::Main, A, true),
+            world.stun(Socket::Main, A, Change::Port),
             Verdict::Reply(_)
         ));
     }
@@ -976,7 +989,7 @@ mod datagrams {
     #[test]
     fn a_request_smaller_than_its_answer_is_dropped() {
         let mut world = World::open();
-        let mut request = stun::binding_request(&[5; 12], false);
+        let mut request = stun::binding_request(&[5; 12], Change::Nothing);
         request.truncate(20);
         request[2..4].copy_from_slice(&[0, 0]);
         assert!(matches!(

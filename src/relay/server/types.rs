@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::DropReason;
 use crate::identity::NodeId;
-use crate::wire::relay::{CHALLENGE_FRAME, Refusal};
+use crate::wire::relay::{Alternatives, CHALLENGE_FRAME, Refusal};
 use crate::wire::stun;
 
 /// How a relay is set up.
@@ -14,8 +14,8 @@ use crate::wire::stun;
 pub struct Settings {
     /// Who may use it.
     pub access: Access,
-    /// The second STUN port, if there is one.
-    pub alt_port: Option<u16>,
+    /// Where it answers STUN as well.
+    pub alternatives: Alternatives,
     /// Bytes a second that it forwards for each client; [`limits::RELAY_RATE`] unless configured.
     pub rate_limit: u64,
 }
@@ -84,6 +84,8 @@ pub enum Verdict {
 pub struct Reply {
     /// The port to send it from.
     pub socket: Socket,
+    /// Send it from the relay's second address instead of the one that was sent to.
+    pub other_address: bool,
     pub(super) buffer: [u8; stun::MAX_RESPONSE],
     pub(super) len: usize,
 }

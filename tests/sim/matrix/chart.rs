@@ -9,7 +9,7 @@ use super::times::{Times, shown};
 
 const CELL: usize = 17;
 /// Room for the names of rows, and for the slanted names of columns.
-const LEFT: usize = 230;
+const LEFT: usize = 280;
 const NAMES: usize = 130;
 const TOP: usize = 84;
 const RIGHT: usize = 110;

@@ -101,7 +101,6 @@ fn what_a_prediction_can_open_ends_direct_always() {
 }
 
 #[test]
-#[ignore = "five of 150 cells fail, all with mappings of 10 s: what follows a silence"]
 fn what_many_ports_can_open_ends_direct_nearly_always() {
     check_goals(&[Goal::Birthday]);
 }

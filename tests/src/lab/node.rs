@@ -343,6 +343,17 @@ impl Node {
         Ok(serde_json::from_str(&self.ctl_ok(&["status", "--json"])?)?)
     }
 
+    /// `meshctl explain PEER --json`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be had.
+    pub fn explain(&self, peer: &str) -> Result<Value> {
+        Ok(serde_json::from_str(
+            &self.ctl_ok(&["explain", peer, "--json"])?,
+        )?)
+    }
+
     /// What the daemon dropped for this reason since its start.
     ///
     /// # Errors

@@ -115,11 +115,20 @@ impl Internet {
     ///
     /// When it cannot be made, or the kernel refuses its ruleset.
     pub fn carrier(&mut self, name: &str, nat: Nat) -> Result<Router> {
+        self.carrier_on(name, nat, [100, 64])
+    }
+
+    /// A carrier's router whose inside begins with these bytes: some use addresses that belong to others.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made, or the kernel refuses its ruleset.
+    pub fn carrier_on(&mut self, name: &str, nat: Nat, inside: [u8; 2]) -> Result<Router> {
         let (ns, wan, site) = self.site(name)?;
         let router = Router {
             ns,
             wan,
-            lan: [100, 64, site],
+            lan: [inside[0], inside[1], site],
             site,
             ipv6: false,
             hosts: 0,
@@ -201,7 +210,7 @@ impl Router {
     }
 
     /// An address in the LAN.
-    fn at(&self, number: u8) -> Ipv4Addr {
+    pub fn at(&self, number: u8) -> Ipv4Addr {
         let [a, b, c] = self.lan;
         Ipv4Addr::new(a, b, c, number)
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use mesh_core::identity::{Identity, NodeId, RelayUrl};
 use mesh_core::relay::server::{Access, ConnId, Output, Server, Settings, Socket, Verdict};
 use mesh_core::time::Instant;
-use mesh_core::wire::relay::{ClientMessage, Framer};
+use mesh_core::wire::relay::{Alternatives, ClientMessage, Framer};
 use zeroize::Zeroizing;
 
 use super::packet::{Body, Packet};
@@ -47,7 +47,10 @@ impl Relay {
             id: Identity::from_seed(Zeroizing::new(rng.seed())).id(),
             settings: Settings {
                 access: Access::Open,
-                alt_port: Some(ALT_PORT),
+                alternatives: Alternatives {
+                    port: Some(ALT_PORT),
+                    address: None,
+                },
                 rate_limit: mesh_core::limits::RELAY_RATE,
             },
             server: None,
