@@ -10,7 +10,7 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || command -v sudo)
 AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
 
 .DEFAULT_GOAL := help
-.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-no-cipher bench-scale bench-heal bench-tools fmt lint deny setup
+.PHONY: help build release demo test test-fast test-unit test-sim test-lab test-system bench bench-docs bench-no-cipher bench-scale bench-heal bench-heal-docs bench-tools fmt lint deny setup
 .PHONY: test-instructions lint-instructions bench-micro bench-nat nat-matrix nat-matrix-docs
 
 help: ## list the targets
@@ -95,10 +95,13 @@ bench-scale: ## what a relay forwards, and what peers cost (root); SCALE="relay 
 	@$(SUDO) $(TARGET_DIR)/release/mesh-bench-scale $(SCALE)
 
 bench-heal: ## how long connections stand still when something below them breaks (root); HEAL="--runs 3 relay" for a part
-	@tests/setup.sh build demo bench
+	@tests/setup.sh build test
 	@$(MAKE) --no-print-directory release
 	@$(CARGO) build --release --locked -p mesh-tests --features heal --bin mesh-bench-heal
 	@$(SUDO) $(TARGET_DIR)/release/mesh-bench-heal $(HEAL)
+
+bench-heal-docs: ## the same, written to docs/healing.md
+	@$(MAKE) --no-print-directory bench-heal HEAL="--write $(HEAL)"
 
 bench-nat: ## how long hosts stay relayed before they are direct, by their NATs (root); NAT="birthday --runs 100" for a part
 	@tests/setup.sh build demo

@@ -24,6 +24,7 @@ ping iputils-ping
 LIST
       ;;
     test) cat <<'LIST'
+conntrack conntrack
 ip iproute2
 nft nftables
 ping iputils-ping

@@ -173,6 +173,9 @@ pub async fn connect(
     })
 }
 
+/// What a ping is accompanied by.
+const HERE: &[u8] = &[0];
+
 impl Client {
     /// Address of the relay.
     pub fn remote_address(&self) -> SocketAddr {
@@ -229,6 +232,11 @@ impl Sender {
     pub async fn send(&mut self, message: &ClientMessage) -> Result<(), Closed> {
         self.buffer.clear();
         message.encode(&mut self.buffer);
+        // The stream waits for what was lost on it, as on a move to another network; this does not, and shows the relay
+        // where we are. One that does not take it looks when it reads the ping.
+        if matches!(message, ClientMessage::Ping { .. }) {
+            let _ = self.connection.send_datagram(HERE.into());
+        }
         match self.stream.write_all(&self.buffer).await {
             Ok(()) => Ok(()),
             Err(_) => Err(self.closed().await),

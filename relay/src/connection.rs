@@ -90,6 +90,7 @@ impl Client<'_> {
                 biased;
                 ended = write => Some(ended),
                 () = self.read(recv) => None,
+                () = self.follow() => None,
             }
         };
         // Reading also ends by what was read: then the server closes the connection, and has told the writer so.
@@ -143,17 +144,32 @@ impl Client<'_> {
         }
     }
 
+    /// Tells the server where the client is.
+    fn locate(&self) {
+        let (remote, local) = location(self.listener, &self.connection);
+        self.shared.with(|server, now| {
+            server.set_local(self.conn, local);
+            server.handle_address(now, self.conn, remote);
+        });
+    }
+
+    /// Notices at once that the client has moved: the stream would wait for what was lost on the move. Never ends.
+    async fn follow(&self) {
+        let mut pace = Pace::default();
+        while self.connection.read_datagram().await.is_ok() {
+            pace.wait().await;
+            self.locate();
+        }
+        std::future::pending().await
+    }
+
     /// Feeds the server until the stream ends or carries nonsense.
     async fn read(&self, mut recv: RecvStream) {
         let mut framer = Framer::default();
         let mut pace = Pace::default();
         // Chunks, not a buffer: most clients say nothing most of the time, and a buffer would wait with each of them.
         while let Ok(Some(chunk)) = recv.read_chunk(READ_BYTES, true).await {
-            let (remote, local) = location(self.listener, &self.connection);
-            self.shared.with(|server, now| {
-                server.set_local(self.conn, local);
-                server.handle_address(now, self.conn, remote);
-            });
+            self.locate();
             let mut input = &chunk.bytes[..];
             loop {
                 let message = match framer.next(&mut input) {

@@ -138,6 +138,15 @@ impl Engine {
             let Some(peer) = self.peer_mut(index) else {
                 continue;
             };
+            // A call that was made without a relay reached nobody.
+            let waits = peer.punching.running.is_none() && peer.punching.next.is_some();
+            if waits && peer.is_active(now) && !peer.paths.has_usable_direct(now) {
+                peer.punching.next = Some(now);
+                self.arm(now, index, Some(now));
+            }
+            let Some(peer) = self.peer_mut(index) else {
+                continue;
+            };
             if let Some(handshake) = &mut peer.handshake {
                 handshake.hurry(now);
                 self.service_peer(now, index, out);

@@ -61,6 +61,7 @@ impl Engine {
             if let Some(relay) = self.relays.get_mut(&handle) {
                 relay.observed = None;
                 relay.hurry(now);
+                relay.forget_question();
             }
             // Shows the relay our new address, if it is one, and us whether the connection still stands.
             self.ask_relay(now, handle);

@@ -486,8 +486,7 @@ impl Engine {
         self.send_control(now, index, Some(key), &probe, None);
     }
 
-    /// Tells the peer which of its data has arrived, if that is due. On the path in use, and on a spare one as well
-    /// while that is in doubt: the peer must not take its own paths for dead because ours is.
+    /// Tells the peer which of its data has arrived, if that is due.
     fn service_alive(&mut self, now: Instant, index: PeerIndex) {
         let Some(peer) = self.peers.get_mut(index.0 as usize) else {
             return;
@@ -498,10 +497,10 @@ impl Engine {
         let Some(reports) = peer.paths.poll_alive(now) else {
             return;
         };
-        let spare = peer.paths.spare(now);
+        let others = peer.paths.alive_ways(now);
         let alive = Control::Alive(reports);
         self.send_control(now, index, None, &alive, None);
-        if let Some(key) = spare {
+        for key in others.into_iter().flatten() {
             self.send_control(now, index, Some(key), &alive, None);
         }
     }

@@ -222,9 +222,12 @@ impl Prober {
         true
     }
 
-    /// Our addresses as relays saw them in the last round.
+    /// Our addresses as relays saw them: those of the round under way, which waits for nobody's answer, and of the last one.
     pub(crate) fn reflexive(&self) -> impl Iterator<Item = SocketAddr> {
-        self.answers.values().map(|answer| answer.mapped)
+        let fresh = self.round.iter().flat_map(|round| round.answers.values());
+        fresh
+            .chain(self.answers.values())
+            .map(|answer| answer.mapped)
     }
 
     /// STUN round trip time of a relay in the last round.

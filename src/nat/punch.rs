@@ -33,6 +33,8 @@ const PROBES: [Duration; 9] = [
 ];
 /// How long the last probe's answer is waited for.
 const LAST_WAIT: Duration = Duration::from_millis(500);
+/// How often a round begins anew for targets that come late: a host that has moved learns its new addresses one by one.
+const MAX_REPEATS: u32 = 3;
 /// Probes of a round that is not expected to open a NAT, and the wait for the last one's answer: what needs none opened,
 /// on the LAN or over IPv6, has answered by then on this continent, and may still answer while something else is tried.
 const HOPELESS_PROBES: usize = 5;
@@ -67,6 +69,10 @@ pub(crate) struct Punch {
     hopeless: bool,
     targets: Vec<SocketAddr>,
     later: Vec<SocketAddr>,
+    /// When the schedule began, which it does anew for targets that come late.
+    schedule: Instant,
+    /// How often it did.
+    repeated: u32,
 }
 
 impl Punch {
@@ -85,6 +91,8 @@ impl Punch {
             hopeless,
             targets,
             later,
+            schedule: start,
+            repeated: 0,
         }
     }
 
@@ -119,12 +127,22 @@ impl Punch {
         room
     }
 
+    /// Goes through all steps again from now on: a target has come that the first ones did not go to. Not too often, because
+    /// it is the peer who names targets.
+    pub(crate) fn repeat(&mut self, now: Instant) {
+        if self.repeated < MAX_REPEATS && now > self.schedule {
+            self.repeated += 1;
+            self.schedule = now;
+            self.step = 0;
+        }
+    }
+
     pub(crate) fn deadline(&self) -> Instant {
         let openers = OPENERS.iter().map(|(offset, _)| *offset);
         let (probes, wait) = self.probes();
         let mut steps = openers.chain(probes.iter().copied()).skip(self.step);
         let end = probes.last().copied().unwrap_or_default() + wait;
-        self.start + steps.next().unwrap_or(end)
+        self.schedule + steps.next().unwrap_or(end)
     }
 
     /// The step that is due at `now`, if one is.

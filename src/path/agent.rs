@@ -52,6 +52,8 @@ pub(crate) struct PathSet {
     reason: &'static str,
     /// The number that the last path got.
     last_id: u8,
+    /// By which path data came last.
+    arrival: Option<PathKey>,
     /// When the peer has to be told what arrived.
     alive_due: Option<Instant>,
     /// Present while the path in use is in doubt and another one can carry copies.
@@ -91,8 +93,35 @@ impl PathSet {
             }
             let id = self.free_id();
             self.paths.push(Path::new(key, id, now));
+            self.share_distrust(key, now);
         }
         self.get_mut(key)
+    }
+
+    /// What swallows data swallows it whatever port of the peer's it goes to: all direct paths to one address are distrusted
+    /// together, so that another port, won by punching, is not the next to be tried.
+    fn share_distrust(&mut self, key: PathKey, now: Instant) {
+        let PathKey::Direct(_, remote) = key else {
+            return;
+        };
+        let there = |path: &Path| matches!(path.key, PathKey::Direct(_, other) if other.ip() == remote.ip());
+        let known = self.paths.iter().filter(|path| there(path));
+        let distrusted = known.filter(|path| path.is_distrusted(now));
+        let worst = distrusted.map(|path| (path.distrusted, path.swallowed));
+        let Some((until, swallowed)) = worst.max() else {
+            return;
+        };
+        for path in self.paths.iter_mut().filter(|path| there(path)) {
+            (path.distrusted, path.swallowed) = (until, swallowed);
+        }
+    }
+
+    /// Until when a direct path that answers probes is not used because it loses data. Another one would do no better.
+    pub(crate) fn distrusted_until(&self, now: Instant) -> Option<Instant> {
+        let direct = |path: &&Path| matches!(path.key, PathKey::Direct(..));
+        let proven = self.paths.iter().filter(direct);
+        let proven = proven.filter(|path| path.is_proven(now) && path.is_distrusted(now));
+        proven.filter_map(|path| path.distrusted).max()
     }
 
     /// Forgets paths from a spare socket that lead nowhere any more; `false` if none is left, so that it can be closed.
@@ -157,6 +186,7 @@ impl PathSet {
         if let Some(path) = self.get_mut(arrival) {
             path.incoming.received(now, session, highest, count);
         }
+        self.arrival = Some(arrival);
         if self.alive_due.is_none() {
             let rtt = self.current().and_then(Path::rtt).unwrap_or_default();
             self.alive_due = Some(now + alive_delay(rtt));
@@ -172,6 +202,17 @@ impl PathSet {
             .filter_map(|path| path.incoming.report(now));
         let reports: Vec<Received> = reports.take(limits::MAX_PATHS).collect();
         (!reports.is_empty()).then_some(reports)
+    }
+
+    /// Where the peer is told by, beside the path in use: by a spare one while that is in doubt, and by the one that its data
+    /// comes by. Ours may have died, and the peer must not take its own for one that swallows data because of that.
+    pub(crate) fn alive_ways(&self, now: Instant) -> [Option<PathKey>; 2] {
+        let spare = self.spare(now);
+        let arrival = self.arrival.filter(|key| {
+            let other = Some(*key) != self.current && Some(*key) != spare;
+            other && self.get(*key).is_some_and(|path| path.answers(now))
+        });
+        [spare, arrival]
     }
 
     /// The peer tells about our data.
@@ -226,10 +267,13 @@ impl PathSet {
             PathKey::Relay(_) => path.key == arrival,
             PathKey::Direct(..) => matches!(path.key, PathKey::Direct(..)),
         };
-        self.paths
-            .iter_mut()
-            .filter(|path| may_be_of(path))
-            .find_map(|path| path.probe_answered(transaction, now).then_some(path.key))
+        let mut asked = self.paths.iter_mut().filter(|path| may_be_of(path));
+        let proven =
+            asked.find_map(|path| path.probe_answered(transaction, now).then_some(path.key));
+        if let Some(key) = proven {
+            self.share_distrust(key, now);
+        }
+        proven
     }
 
     /// The network changed: every path may lead nowhere now. Those for which there is no address of ours any more do.
@@ -240,6 +284,9 @@ impl PathSet {
                 PathKey::Direct(..) if path.proven.is_none() => {}
                 _ => path.doubt(now),
             }
+            // That was found out somewhere else.
+            path.distrusted = None;
+            path.swallowed = 0;
         }
         self.short_lived = false;
     }
@@ -408,13 +455,13 @@ impl PathSet {
     ///
     /// A current path that is no longer usable stays when there is nothing better: what is sent on it may arrive.
     pub(crate) fn choose(&mut self, now: Instant) -> Option<Change> {
-        let best = |sure: bool| {
-            let usable = |path: &&Path| path.is_usable(now) && !(sure && path.is_doubted());
-            let usable = self.paths.iter().filter(usable);
-            usable.reduce(|best, path| if is_better(path, best) { path } else { best })
-        };
+        let sure = |path: &&Path| path.is_usable(now) && !path.is_doubted();
+        let sure = self.paths.iter().filter(sure);
+        let best = sure.reduce(|best, path| if is_better(path, best) { path } else { best });
         // What something may have broken is better than nothing.
-        let best = best(true).or_else(|| best(false));
+        let best = best
+            .or_else(|| self.least_doubtful(now))
+            .or_else(|| self.last_resort(now));
         let current = self.current();
         let (to, reason) = match (current, best) {
             (None, None) => return None,
@@ -454,6 +501,32 @@ impl PathSet {
         self.learn_lifetime(now);
         self.set_current(to, reason, now);
         Some(Change { to, reason })
+    }
+
+    /// The best of the paths that something may have broken, when there is no other: a relay, to which we connect again by
+    /// ourselves, rather than a direct path that was not even in use, which takes the peer and its NAT as well.
+    fn least_doubtful(&self, now: Instant) -> Option<&Path> {
+        let usable = self.paths.iter().filter(|path| path.is_usable(now));
+        usable.reduce(|best, path| {
+            let relayed = |path: &Path| matches!(path.key, PathKey::Relay(_));
+            match (relayed(path), relayed(best)) {
+                (true, false) => path,
+                (false, true) => best,
+                _ if is_better(path, best) => path,
+                _ => best,
+            }
+        })
+    }
+
+    /// A path that seems to lose data, when the one in use carries nothing at all any more.
+    fn last_resort(&self, now: Instant) -> Option<&Path> {
+        let useless = |path: &Path| path.route().is_none() || path.has_failed();
+        if !self.current().is_none_or(useless) {
+            return None;
+        }
+        let other = |path: &&Path| Some(path.key) != self.current && path.answers(now);
+        let others = self.paths.iter().filter(other);
+        others.reduce(|best, path| if is_better(path, best) { path } else { best })
     }
 
     /// A direct path that fails after a pause was forgotten by a NAT, most likely.
@@ -541,6 +614,45 @@ mod tests {
         assert_eq!(set.probe_answered(direct(1), 1, at(6)), None, "never sent");
         prove(&mut set, direct(1), 1, at(10));
         assert_eq!(set.choose(at(10)).unwrap().to, Some(direct(1)));
+    }
+
+    fn second_relay() -> PathKey {
+        PathKey::Relay(RelayHandle(2))
+    }
+
+    /// Relayed, with another relay that works as well.
+    fn with_standby() -> PathSet {
+        let mut set = relayed();
+        let path = set.get_or_add(second_relay(), at(0)).unwrap();
+        path.set_channel(Some((
+            std::net::SocketAddr::from(([203, 0, 113, 2], 443)),
+            8,
+        )));
+        path.measured(Duration::from_millis(20));
+        assert_eq!(set.choose(at(0)), None);
+        set
+    }
+
+    #[test]
+    fn a_path_that_seemed_to_lose_data_is_better_than_none() {
+        let mut set = with_standby();
+        let until = at(30_000);
+        set.get_mut(second_relay()).unwrap().distrusted = Some(until);
+        assert_eq!(set.choose(at(10)), None, "the one in use works");
+        set.get_mut(relay()).unwrap().set_channel(None);
+        assert_eq!(set.choose(at(20)).unwrap().to, Some(second_relay()));
+        assert_eq!(set.choose(at(30)), None);
+    }
+
+    #[test]
+    fn the_peer_is_told_of_its_data_on_the_path_that_it_came_by_as_well() {
+        let mut set = with_standby();
+        set.received_data(relay(), at(5), 1, 1, 1);
+        assert_eq!(set.alive_ways(at(5)), [None, None]);
+        set.received_data(second_relay(), at(6), 1, 2, 1);
+        assert_eq!(set.alive_ways(at(6)), [None, Some(second_relay())]);
+        set.get_mut(second_relay()).unwrap().set_channel(None);
+        assert_eq!(set.alive_ways(at(7)), [None, None]);
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub(crate) struct Outgoing {
     last: Option<Mark>,
     /// The packet whose arrival is waited for: all before it have arrived, or it is the oldest of its burst.
     waiting: Option<Mark>,
+    /// When the peer last told of packets that it had not told of before, whichever they were.
+    progress: Option<Instant>,
     /// Packets sent, and received as the peer says.
     sent: u32,
     received: u32,
@@ -80,6 +82,17 @@ impl Outgoing {
         self.waiting.map(|mark| mark.at)
     }
 
+    /// Since when nothing has been heard of data that waits to be acknowledged. What is told of older packets counts: they
+    /// have waited in a queue for longer than the path took before, and what was sent later still does.
+    pub(crate) fn silent_since(&self) -> Option<Instant> {
+        self.waiting_since().max(self.waiting.and(self.progress))
+    }
+
+    /// True if the peer told of further packets after this.
+    pub(crate) fn has_progressed_since(&self, since: Instant) -> bool {
+        self.progress.is_some_and(|at| at > since)
+    }
+
     /// When data was last sent.
     pub(crate) fn last_sent(&self) -> Option<Instant> {
         self.last.map(|mark| mark.at)
@@ -87,8 +100,12 @@ impl Outgoing {
 
     /// The peer says what it got on this path. When the newest data was sent that is known to have arrived; `None` if
     /// that is no news.
-    pub(crate) fn acknowledged(&mut self, received: &Received) -> Option<Instant> {
+    pub(crate) fn acknowledged(&mut self, now: Instant, received: &Received) -> Option<Instant> {
         let progress = received.count != self.received;
+        // One that was overtaken on its way tells of fewer.
+        if received.count.wrapping_sub(self.received).cast_signed() > 0 {
+            self.progress = Some(now);
+        }
         self.received = received.count;
         let last = self.last?;
         let waiting = self.waiting;
@@ -262,19 +279,37 @@ mod tests {
         path.sent(at(0), 7, 4, 5);
         path.sent(at(3), 7, 9, 5);
         assert_eq!(path.waiting_since(), Some(at(0)));
-        assert_eq!(path.acknowledged(&alive(7, 5, 6)), Some(at(0)));
+        assert_eq!(path.acknowledged(at(400), &alive(7, 5, 6)), Some(at(0)));
         assert_eq!(path.waiting_since(), Some(at(3)), "the last one is out");
-        assert_eq!(path.acknowledged(&alive(7, 9, 10)), Some(at(3)));
+        assert_eq!(path.acknowledged(at(400), &alive(7, 9, 10)), Some(at(3)));
         assert_eq!(path.waiting_since(), None);
+    }
+
+    #[test]
+    fn a_queue_that_grows_is_no_silence_as_long_as_older_packets_arrive() {
+        let mut path = Outgoing::default();
+        path.sent(at(0), 7, 0, 1);
+        assert!(path.acknowledged(at(50), &alive(7, 0, 1)).is_some());
+        path.sent(at(60), 7, 40, 40);
+        path.sent(at(160), 7, 50, 10);
+        assert_eq!(path.silent_since(), Some(at(60)));
+        assert_eq!(path.acknowledged(at(200), &alive(7, 12, 13)), None);
+        assert_eq!(path.waiting_since(), Some(at(60)), "that one still waits");
+        assert_eq!(path.silent_since(), Some(at(200)));
+        assert!(path.has_progressed_since(at(160)) && !path.has_progressed_since(at(200)));
+        assert_eq!(path.acknowledged(at(300), &alive(7, 9, 10)), None, "late");
+        assert_eq!(path.silent_since(), Some(at(200)));
+        assert!(path.acknowledged(at(500), &alive(7, 50, 51)).is_some());
+        assert_eq!(path.silent_since(), None);
     }
 
     #[test]
     fn an_old_alive_clears_nothing_and_new_keys_do_not_confuse() {
         let mut path = Outgoing::default();
         path.sent(at(0), 7, 9, 1);
-        assert_eq!(path.acknowledged(&alive(7, 8, 0)), None);
+        assert_eq!(path.acknowledged(at(400), &alive(7, 8, 0)), None);
         path.sent(at(50), 8, 0, 1);
-        assert_eq!(path.acknowledged(&alive(8, 0, 1)), Some(at(50)));
+        assert_eq!(path.acknowledged(at(400), &alive(8, 0, 1)), Some(at(50)));
         assert_eq!(path.waiting_since(), None);
     }
 
@@ -282,7 +317,7 @@ mod tests {
     fn loss_is_what_the_peer_did_not_count() {
         let mut path = Outgoing::default();
         path.sent(at(0), 7, 99, 100);
-        path.acknowledged(&alive(7, 99, 90));
+        path.acknowledged(at(400), &alive(7, 99, 90));
         let loss = path.loss().unwrap();
         assert!((loss - 0.1).abs() < 0.001, "{loss}");
     }

@@ -202,6 +202,11 @@ impl Path {
     ///
     /// One probe without an answer is enough on a path that something may have broken, else it takes three.
     pub(crate) fn is_usable(&self, now: Instant) -> bool {
+        self.answers(now) && !self.is_distrusted(now)
+    }
+
+    /// True when it works as far as probes show.
+    fn answers(&self, now: Instant) -> bool {
         let reachable = match self.key {
             PathKey::Relay(_) => self.channel.is_some(),
             PathKey::Direct(..) => self.is_proven(now),
@@ -211,7 +216,7 @@ impl Path {
         } else {
             MAX_UNANSWERED
         };
-        reachable && self.unanswered < allowed && self.distrusted.is_none_or(|until| until <= now)
+        reachable && self.unanswered < allowed
     }
 
     /// True while something that happened may have broken it.
@@ -344,7 +349,7 @@ impl Path {
 
     /// The peer says what it got on it.
     fn acknowledged(&mut self, now: Instant, received: &Received) {
-        let Some(sent) = self.out.acknowledged(received) else {
+        let Some(sent) = self.out.acknowledged(now, received) else {
             return;
         };
         if self.proven.is_some() {
@@ -459,7 +464,10 @@ impl Path {
             let age = now.since(probe.sent);
             if !probe.overdue && age >= timeout {
                 probe.overdue = true;
-                self.unanswered = self.unanswered.saturating_add(1);
+                // Data that goes on arriving there shows a line that has filled up: the answer will be late.
+                let lately = now - alive_delay(self.rtt.unwrap_or(DEFAULT_RTT)) * 2;
+                let late = self.doubted.is_none() && self.out.has_progressed_since(lately);
+                self.unanswered = self.unanswered.saturating_add(u32::from(!late));
             }
             if age >= timeout.max(FIRST_PROBE_TIMEOUT) {
                 *slot = None;
@@ -544,7 +552,7 @@ impl Path {
     /// and the same time again for what varies.
     fn suspicious_at(&self) -> Option<Instant> {
         let rtt = self.rtt.unwrap_or(DEFAULT_RTT);
-        Some(self.out.waiting_since()? + rtt + alive_delay(rtt) * 2)
+        Some(self.out.silent_since()? + rtt + alive_delay(rtt) * 2)
     }
 }
 

@@ -167,6 +167,12 @@ impl RelayClient {
         true
     }
 
+    /// What was asked from where we were may never have arrived: it can be asked again at once.
+    pub(crate) fn forget_question(&mut self) {
+        self.asked = None;
+        self.answer_until = None;
+    }
+
     /// It said something.
     pub(crate) fn heard(&mut self) {
         self.answer_until = None;

@@ -1,27 +1,50 @@
 //! `make bench-heal`: how long connections stand still when something below them breaks.
 //!
-//! `mesh-bench-heal [WORD]… [--runs N]`: the rows whose names hold a word, or all; 20 runs of each, unless given. The real
-//! programs in namespaces, pings every 10 ms and a TCP stream all along. Each row is run without delay and with 30 ms
-//! one way between sites. The exit code tells whether all runs kept their limits.
+//! `mesh-bench-heal [WORD]… [--runs N] [--slow-runs N] [--jobs N] [--write]`: the rows whose names hold a word, or all; 20
+//! runs of each, unless given, and of those that take most of a minute and more, as many as of the others or fewer; several at
+//! once, each in namespaces of its own. The real programs, pings every 10 ms and a TCP stream all along. Each row is run
+//! without delay and with 30 ms one way between sites. The exit code tells whether all runs kept their limits.
 
 mod cases;
-mod scene;
+mod flood;
+mod report;
 
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mesh_tests::lab::Lab;
 
-use cases::{CASES, Case};
+use cases::{CASES, Case, Pace, Run};
+use report::Report;
 
-const USAGE: &str = "usage: mesh-bench-heal [WORD]… [--runs N]";
+const USAGE: &str =
+    "usage: mesh-bench-heal [WORD]… [--runs N] [--slow-runs N] [--jobs N] [--write]";
 const RUNS: usize = 20;
+/// Runs at once: they wait most of the time.
+const JOBS: usize = 3;
 /// One way between two sites.
 const DELAYS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(30)];
 
+struct Arguments {
+    words: Vec<String>,
+    runs: usize,
+    slow_runs: Option<usize>,
+    jobs: usize,
+    write: bool,
+}
+
+/// One run of one row.
+struct Task {
+    case: &'static Case,
+    delay: Duration,
+    number: usize,
+}
+
 fn main() -> ExitCode {
-    let (words, runs) = match arguments() {
+    let arguments = match arguments() {
         Ok(arguments) => arguments,
         Err(error) => {
             eprintln!("{error:#}\n{USAGE}");
@@ -32,83 +55,119 @@ fn main() -> ExitCode {
         eprintln!("bench-heal: namespaces and TUN devices need root; run `sudo make bench-heal`");
         return ExitCode::FAILURE;
     }
-    println!(
-        "{:<58} {:>6} {:>9} {:>9} {:>9}  result",
-        "case", "delay", "median", "worst", "limit"
-    );
-    let mut holds = true;
-    for case in CASES {
-        if words.is_empty() || words.iter().any(|word| case.name.contains(word.as_str())) {
-            for delay in DELAYS {
-                holds &= row(&case, delay, runs);
-            }
-        }
+    let report = Mutex::new(Report::new());
+    let (together, alone): (Vec<Task>, Vec<Task>) = tasks(&arguments)
+        .into_iter()
+        .partition(|task| task.case.pace != Pace::Alone);
+    work(&together, arguments.jobs, &report);
+    work(&alone, 1, &report);
+    let report = report
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    println!("\n{}", report.table());
+    if arguments.write
+        && let Err(error) = report.write()
+    {
+        eprintln!("bench-heal: {error:#}");
+        return ExitCode::FAILURE;
     }
-    if holds {
+    if report.holds() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
 }
 
-fn arguments() -> Result<(Vec<String>, usize)> {
-    let (mut words, mut runs) = (Vec::new(), RUNS);
+fn arguments() -> Result<Arguments> {
+    let mut arguments = Arguments {
+        words: Vec::new(),
+        runs: RUNS,
+        slow_runs: None,
+        jobs: JOBS,
+        write: false,
+    };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
-        if arg == "--runs" {
-            let number = args.next().context("--runs needs a number")?;
-            runs = number.parse().context("--runs needs a number")?;
-        } else if CASES.iter().any(|case| case.name.contains(&arg)) {
-            words.push(arg);
-        } else {
-            bail!("no row's name holds {arg:?}");
+        let mut number = || -> Result<usize> {
+            let number = args.next().and_then(|number| number.parse().ok());
+            let number: usize = number.with_context(|| format!("{arg} needs a number"))?;
+            Ok(number.max(1))
+        };
+        match arg.as_str() {
+            "--runs" => arguments.runs = number()?,
+            "--slow-runs" => arguments.slow_runs = Some(number()?),
+            "--jobs" => arguments.jobs = number()?,
+            "--write" => arguments.write = true,
+            word if CASES.iter().any(|case| case.name.contains(word)) => arguments.words.push(arg),
+            word => bail!("no row's name holds {word:?}"),
         }
     }
-    Ok((words, runs.max(1)))
+    Ok(arguments)
 }
 
-/// Runs one case several times and prints its row; true if every run kept the limit.
-fn row(case: &Case, delay: Duration, runs: usize) -> bool {
-    let mut stalls = Vec::new();
-    let mut failed = 0;
-    for _ in 0..runs {
-        match run(case, delay) {
-            Ok(stall) => stalls.push(stall),
-            Err(error) => {
-                failed += 1;
-                eprintln!("{}: {error:#}", case.name);
-            }
+/// Row by row; the long ones first, so that the others fill the time that they wait.
+fn tasks(arguments: &Arguments) -> Vec<Task> {
+    let wanted = |case: &&Case| {
+        let words = &arguments.words;
+        words.is_empty() || words.iter().any(|word| case.name.contains(word.as_str()))
+    };
+    let mut tasks = Vec::new();
+    for case in CASES.iter().filter(wanted) {
+        let runs = match case.pace {
+            Pace::Short => arguments.runs,
+            Pace::Slow | Pace::Alone => arguments.slow_runs.unwrap_or(arguments.runs),
+        };
+        for delay in DELAYS {
+            tasks.extend((0..runs).map(|number| Task {
+                case,
+                delay,
+                number,
+            }));
         }
     }
-    stalls.sort();
-    let limit = case.limit.at(delay);
-    let late = stalls.iter().filter(|stall| **stall > limit).count();
-    let shown = |stall: Option<&Duration>| {
-        stall.map_or("-".to_owned(), |stall| format!("{} ms", stall.as_millis()))
-    };
-    let holds = failed + late == 0;
-    let result = if holds {
-        "pass".to_owned()
-    } else {
-        format!("FAIL: {late} late, {failed} failed of {runs}")
-    };
-    println!(
-        "{:<58} {:>3} ms {:>9} {:>9} {:>6} ms  {result}",
-        case.name,
-        delay.as_millis(),
-        shown(stalls.get(stalls.len() / 2)),
-        shown(stalls.last()),
-        limit.as_millis()
-    );
-    holds
+    tasks.sort_by_key(|task| task.case.pace != Pace::Slow);
+    tasks
 }
 
-fn run(case: &Case, delay: Duration) -> Result<Duration> {
+/// Carries out all runs, so many at once.
+fn work(tasks: &[Task], jobs: usize, report: &Mutex<Report>) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.min(tasks.len()) {
+            scope.spawn(|| {
+                while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let outcome = run(task);
+                    let mut report = report
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner);
+                    report.add(task.case, task.delay, outcome);
+                }
+            });
+        }
+    });
+}
+
+fn run(task: &Task) -> Result<Vec<f64>> {
     let lab = Lab::new()?;
-    let outcome = (case.run)(&lab, delay).and_then(|stall| lab.check().map(|()| stall));
-    if outcome.is_err() {
-        eprintln!("{}", lab.log_tails());
-    }
-    lab.remove();
+    let run = Run {
+        lab: &lab,
+        delay: task.delay,
+        number: task.number,
+    };
+    let outcome = (task.case.run)(&run).and_then(|figures| lab.check().map(|()| figures));
+    let result = match &outcome {
+        Ok(figures) if task.case.holds(figures, task.delay) => {
+            lab.remove();
+            return outcome;
+        }
+        Ok(figures) => format!("{figures:.0?}"),
+        Err(error) => format!("{error:#}"),
+    };
+    eprintln!(
+        "{} at {} ms: {result}; the logs are in {}",
+        task.case.name,
+        task.delay.as_millis(),
+        lab.dir().display()
+    );
     outcome
 }

@@ -11,6 +11,7 @@ mod interop;
 mod kernel;
 mod lan;
 mod lifecycle;
+mod moving;
 mod mtu;
 mod nats;
 mod noise;

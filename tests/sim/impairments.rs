@@ -144,13 +144,11 @@ fn a_line_that_fills_up_at_once_does_not_make_the_path_flap() {
         sim.stop_flow(steady);
         let end = sim.now();
         sim.run_for(secs(2));
-        // To leave it for the relay once and to come back is how a path that has died is told from one that is late.
+        // The round trip has grown tenfold, but data goes on arriving: no reason to leave, nor to send copies by the same line.
         let changes = sim.host(pair.a).counters.path_changes - before;
-        assert!(changes <= 2, "{changes} changes");
+        assert_eq!(changes, 0);
         assert!(sim.is_direct(pair.a, pair.b));
-        // While the path is in doubt, copies of the data go over the relay, by the same full line.
-        let missing = sim.stream(steady).missing(start..end);
-        assert!(missing <= 10, "{missing} of 2,700 are missing");
+        assert_eq!(sim.stream(steady).missing(start..end), 0);
     });
 }
 

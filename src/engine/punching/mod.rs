@@ -84,6 +84,12 @@ impl Engine {
             }
             return;
         }
+        if let Some(until) = peer.paths.distrusted_until(now) {
+            if let Some(peer) = self.peer_mut(index) {
+                peer.punching.next = Some(until);
+            }
+            return;
+        }
         if peer.punching.plan_due {
             self.call_with_plan(now, index);
             if self.is_attempting(index) {
@@ -176,8 +182,12 @@ impl Engine {
         };
         match &mut peer.punching.running {
             Some(punch) if !peer.paths.has_usable_direct(now) => {
+                let mut news = false;
                 for candidate in &peer.candidates {
-                    punch.add_target(*candidate);
+                    news |= punch.add_target(*candidate);
+                }
+                if news {
+                    punch.repeat(now);
                 }
             }
             _ if !attempting

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
@@ -20,7 +21,9 @@ use nix::sys::time::TimeSpec;
 use super::netns::Namespace;
 
 /// Packets in flight at most; more are lost, as in a router's buffer.
-const MAX_PACKETS: usize = 16_384;
+const MAX_PACKETS: usize = 32_768;
+/// The header that comes before each packet, as the segmentation offload has it (linux/virtio_net.h).
+const OFFLOAD_HEADER: usize = 10;
 /// How long an idle cable takes to notice that it should end.
 const IDLE: Duration = Duration::from_millis(50);
 
@@ -32,8 +35,13 @@ pub(super) struct Delay {
 }
 
 impl Delay {
-    /// Holds everything that `ns` forwards for `one_way`.
-    pub(super) fn start(ns: &Namespace, one_way: Duration) -> Result<Self> {
+    /// Holds everything that `ns` forwards for `one_way`; what comes from or goes to the address of `far`, for as much
+    /// longer as that says.
+    pub(super) fn start(
+        ns: &Namespace,
+        one_way: Duration,
+        far: Option<(Ipv4Addr, Duration)>,
+    ) -> Result<Self> {
         let device = ns.inside(|| open_tun("cable"))?;
         for interface in ["all", "default", "cable"] {
             ns.sysctl(&format!("net.ipv4.conf.{interface}.rp_filter"), "0")?;
@@ -49,7 +57,7 @@ impl Delay {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
             let stop = Arc::clone(&stop);
-            move || carry(device, one_way, &stop)
+            move || carry(device, one_way, far, &stop)
         });
         Ok(Self {
             stop,
@@ -67,13 +75,23 @@ impl Drop for Delay {
     }
 }
 
-fn carry(mut device: File, one_way: Duration, stop: &AtomicBool) {
-    let mut queue: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
-    let mut buffer = vec![0; 65_536];
+/// Packets that wait, each until its time.
+type Queue = VecDeque<(Instant, Vec<u8>)>;
+
+fn carry(
+    mut device: File,
+    one_way: Duration,
+    far: Option<(Ipv4Addr, Duration)>,
+    stop: &AtomicBool,
+) {
+    // One for each length of cable: within it packets stay in order.
+    let mut queues = [Queue::new(), Queue::new()];
+    let mut buffer = vec![0; OFFLOAD_HEADER + 65_536];
     while !stop.load(Ordering::Relaxed) {
-        let wait = queue.front().map_or(IDLE, |(due, _)| {
-            due.saturating_duration_since(Instant::now())
-        });
+        let next = queues.iter().filter_map(Queue::front).map(|(due, _)| *due);
+        let wait = next
+            .min()
+            .map_or(IDLE, |due| due.saturating_duration_since(Instant::now()));
         let mut fds = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
         let _ = ppoll(
             &mut fds,
@@ -81,17 +99,32 @@ fn carry(mut device: File, one_way: Duration, stop: &AtomicBool) {
             None,
         );
         while let Ok(len) = device.read(&mut buffer) {
-            if queue.len() < MAX_PACKETS {
-                queue.push_back((Instant::now() + one_way, buffer[..len].to_vec()));
+            let packet = &buffer[..len];
+            let (at, delay) = match far {
+                Some((address, more)) if concerns(packet, address) => (1, one_way + more),
+                _ => (0, one_way),
+            };
+            if queues[at].len() < MAX_PACKETS {
+                queues[at].push_back((Instant::now() + delay, packet.to_vec()));
             }
         }
-        while queue.front().is_some_and(|(due, _)| *due <= Instant::now()) {
-            if let Some((_, packet)) = queue.pop_front() {
-                // A packet that the kernel refuses is a lost one.
-                let _ = device.write(&packet);
+        for queue in &mut queues {
+            while queue.front().is_some_and(|(due, _)| *due <= Instant::now()) {
+                if let Some((_, packet)) = queue.pop_front() {
+                    // A packet that the kernel refuses is a lost one.
+                    let _ = device.write(&packet);
+                }
             }
         }
     }
+}
+
+/// True for an IPv4 packet, behind its offload header, from or to this address.
+fn concerns(packet: &[u8], address: Ipv4Addr) -> bool {
+    let ip = packet.get(OFFLOAD_HEADER..).unwrap_or_default();
+    let is_v4 = ip.first().is_some_and(|first| first >> 4 == 4);
+    let either = [12..16, 16..20].map(|range| ip.get(range) == Some(&address.octets()[..]));
+    is_v4 && either.contains(&true)
 }
 
 /// Makes a TUN device in the namespace of the calling thread.
@@ -107,11 +140,26 @@ fn open_tun(name: &str) -> Result<File> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI;
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = flags.try_into().context("interface flags")?;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives across the call.
     if unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &mut request) } != 0 {
         bail!("make a TUN device: {}", std::io::Error::last_os_error());
+    }
+    // What was not cut up on its way here goes on as it is; a kernel that cannot leave UDP whole is asked for TCP alone.
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    for offload in [tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6, tcp] {
+        // SAFETY: TUNSETOFFLOAD takes a number and no pointer.
+        let rc = unsafe {
+            libc::ioctl(
+                device.as_raw_fd(),
+                libc::TUNSETOFFLOAD,
+                libc::c_ulong::from(offload),
+            )
+        };
+        if rc == 0 {
+            break;
+        }
     }
     Ok(device)
 }

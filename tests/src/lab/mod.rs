@@ -6,7 +6,9 @@
 //! lie in one temporary directory. Whatever a scenario is about, its end also checks that no program crashed
 //! and that no log holds a secret or a piece of payload.
 
+mod arrivals;
 mod delay;
+mod freezer;
 mod hygiene;
 mod kernel;
 mod miniupnpd;
@@ -19,9 +21,12 @@ mod relay;
 mod scenario;
 mod topology;
 mod transfer;
+mod uplinks;
 mod wait;
 mod wireguard;
 
+pub use arrivals::{Arrival, Arrivals};
+pub use freezer::Freezer;
 pub use kernel::KernelWireGuard;
 pub use miniupnpd::{MiniUpnpd, Speaks};
 pub use nat::{Allocation, Behaviour, Dependence, Nat, WanInput};
@@ -33,5 +38,6 @@ pub use relay::Relay;
 pub use scenario::{Lab, scenario};
 pub use topology::{Internet, Router, TwoNats};
 pub use transfer::{Pattern, Received, receive, send};
+pub use uplinks::{DIRECT, RELAYED, Setup, Uplink, Uplinks, block};
 pub use wait::{until, within};
 pub use wireguard::WireGuardGo;

@@ -57,6 +57,8 @@ pub struct Behaviour {
 pub enum Nat {
     /// Linux `masquerade`: endpoint-independent mapping that keeps the port, address-and-port-dependent filtering.
     Masquerade,
+    /// The same with a random port for each mapping, from 20000 to 29999, which no socket has by itself.
+    RandomPorts,
     /// Linux `masquerade fully-random`: a symmetric NAT with random ports, address-and-port-dependent filtering.
     Symmetric,
     /// Any other.
@@ -79,19 +81,23 @@ impl Nat {
     /// The ruleset for a router with the outer address `wan` and the inner network `lan` (address and prefix length).
     pub fn rules(self, wan: Ipv4Addr, lan: &str, input: WanInput) -> String {
         let translation = match self {
-            Self::Masquerade => masquerade(""),
-            Self::Symmetric => masquerade("fully-random"),
+            Self::Masquerade => masquerade("masquerade"),
+            Self::RandomPorts => masquerade(
+                "meta l4proto { tcp, udp } masquerade to :20000-29999
+                 oifname wan masquerade",
+            ),
+            Self::Symmetric => masquerade("masquerade fully-random"),
             Self::Modelled(behaviour) => behaviour.rules(wan, lan),
         };
         format!("{translation}\n{}", firewall(input))
     }
 }
 
-fn masquerade(flags: &str) -> String {
+fn masquerade(rule: &str) -> String {
     format!(
         "table ip nat {{
            chain post {{ type nat hook postrouting priority srcnat;
-             oifname wan masquerade {flags}
+             oifname wan {rule}
            }}
          }}"
     )

@@ -66,7 +66,17 @@ impl Internet {
     ///
     /// When it is called twice, or no TUN device can be made.
     pub fn delay(&mut self, one_way: Duration) -> Result<()> {
-        self.delay = Some(Delay::start(&self.ns, one_way)?);
+        self.delay = Some(Delay::start(&self.ns, one_way, None)?);
+        Ok(())
+    }
+
+    /// As [`Self::delay`], with packets from and to the site with address `far` taking `more` on top.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::delay`].
+    pub fn delay_far(&mut self, one_way: Duration, far: Ipv4Addr, more: Duration) -> Result<()> {
+        self.delay = Some(Delay::start(&self.ns, one_way, Some((far, more)))?);
         Ok(())
     }
 

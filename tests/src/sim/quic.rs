@@ -135,6 +135,8 @@ pub(super) struct Connection {
     sent: Instant,
     retransmit: Option<Instant>,
     pause: Duration,
+    /// The last packet that was sent again because later ones had arrived.
+    repaired: Option<u64>,
     out: Vec<Frame>,
 }
 
@@ -175,6 +177,7 @@ impl Connection {
             sent: now,
             retransmit: None,
             pause: RETRANSMIT,
+            repaired: None,
             out: Vec::new(),
         }
     }
@@ -299,15 +302,25 @@ impl Connection {
     }
 
     fn acknowledged(&mut self, now: Instant, next: u64) {
+        let mut advances = false;
         while self
             .unacked
             .front()
             .is_some_and(|(sequence, _)| *sequence < next)
         {
             self.unacked.pop_front();
+            advances = true;
         }
-        self.pause = RETRANSMIT;
-        self.retransmit = (!self.unacked.is_empty()).then(|| now + self.pause);
+        if advances || self.unacked.is_empty() {
+            self.pause = RETRANSMIT;
+            self.retransmit = (!self.unacked.is_empty()).then(|| now + self.pause);
+        } else if let Some((sequence, bytes)) = self.unacked.front().cloned()
+            && self.repaired != Some(sequence)
+        {
+            // Something later has arrived, and this has not (RFC 9002, section 6.1).
+            self.repaired = Some(sequence);
+            self.push(now, Content::Stream { sequence, bytes });
+        }
     }
 
     fn over(&mut self, reason: &str) -> Vec<Notice> {

@@ -124,7 +124,7 @@ pub struct Router {
     /// How many routers it stands for.
     hops: u8,
     /// Pairs of prefixes between which nothing passes, source first.
-    blocked: Vec<(IpNet, IpNet)>,
+    blocked: Vec<(IpNet, IpNet, usize)>,
 }
 
 /// Where a packet goes next, as it leaves the router.
@@ -159,10 +159,15 @@ impl Router {
 
     /// Drops everything from one prefix to another, silently.
     pub fn block(&mut self, from: IpNet, to: IpNet) {
-        self.blocked.push((from, to));
+        self.blocked.push((from, to, 0));
     }
 
-    /// Ends every [`Self::block`].
+    /// Drops packets of at least so many bytes from one prefix to another, silently.
+    pub fn block_large(&mut self, from: IpNet, to: IpNet, bytes: usize) {
+        self.blocked.push((from, to, bytes));
+    }
+
+    /// Ends every [`Self::block`] and [`Self::block_large`].
     pub fn unblock(&mut self) {
         self.blocked.clear();
     }
@@ -204,11 +209,10 @@ impl Router {
         }
         packet.ttl -= self.hops;
         let (source, destination) = (packet.source.ip(), packet.destination.ip());
-        if self
-            .blocked
-            .iter()
-            .any(|(from, to)| from.contains(&source) && to.contains(&destination))
-        {
+        let size = packet.size();
+        if self.blocked.iter().any(|(from, to, least)| {
+            from.contains(&source) && to.contains(&destination) && size >= *least
+        }) {
             return Err("blocked");
         }
         let (link, next) = table.route(destination).ok_or("no route")?;
