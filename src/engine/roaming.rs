@@ -138,15 +138,19 @@ impl Engine {
         }
     }
 
-    /// True if some peer needs a relay now: it is in use, and no direct path leads to it.
+    /// True if some peer needs a relay now: it is in use, and no direct path leads to it. Not while this host has no address
+    /// at all, as far as is known: each packet would only keep the kernel asking for a router that is not there, a second
+    /// at a time, and that second would still be running when the link is back. We are told then, and dial at once.
     pub(super) fn wants_relay(&self, now: Instant, network: super::NetworkIndex) -> bool {
-        self.peers_of(network).into_iter().any(|index| {
-            self.peer(index).is_some_and(|peer| {
-                peer.is_active(now)
-                    && peer.node_id().is_some()
-                    && !peer.paths.has_usable_direct(now)
+        let offline = self.host.is_empty();
+        !offline
+            && self.peers_of(network).into_iter().any(|index| {
+                self.peer(index).is_some_and(|peer| {
+                    peer.is_active(now)
+                        && peer.node_id().is_some()
+                        && !peer.paths.has_usable_direct(now)
+                })
             })
-        })
     }
 
     /// Sends a message on the path in use; if that is in doubt, through every relay as well, and over the control

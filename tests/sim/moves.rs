@@ -93,6 +93,21 @@ fn a_host_without_any_network_for_a_while_is_direct_soon_after_it_has_one() {
 }
 
 #[test]
+fn a_host_without_any_network_dials_seldom_and_at_once_when_it_has_one() {
+    for_lines(4, |seed, line| {
+        let mut scene = Scene::relayed(seed, line, 1);
+        let mover = scene.mover(seed);
+        let next = scene.elsewhere();
+        scene.sim.unplug(mover, false);
+        let before = scene.sim.host(mover).counters.dials;
+        scene.sim.run_for(secs(60));
+        let dials = scene.sim.host(mover).counters.dials - before;
+        assert!(dials <= 10, "{dials} dials in a minute without a network");
+        scene.check(ms(500), |sim| sim.plug(mover, next, Families::V4, false));
+    });
+}
+
+#[test]
 fn a_direct_path_that_was_not_in_use_gets_no_data_after_a_move() {
     for_lines(6, |seed, line| {
         let both = home(line);

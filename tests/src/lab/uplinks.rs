@@ -323,7 +323,10 @@ impl Uplinks {
             .last(before)
             .context("no ping came to b directly before")?;
         let there = at_b.first(start, |seen| seen.from != old_b.from);
+        // Where only the route has changed, b's packets may go on arriving by the old way: then they never ceased to.
+        let goes_on = at_a.first(start + Duration::from_secs(1), |_| true);
         let back = at_a.first(start, |seen| seen.to != old_a.to);
+        let back = back.or(goes_on.map(|_| Duration::ZERO));
         Ok(there.zip(back).map(|(there, back)| there.max(back)))
     }
 
