@@ -279,6 +279,9 @@ mod tests {
         socket.bind(&any.into()).unwrap();
         let interface = InterfaceIndexOrAddress::Index(interface);
         socket.join_multicast_v4_n(&GROUP_V4, &interface).unwrap();
+        // There is no route to the group.
+        let own = Ipv4Addr::new(192, 168, 1, 2);
+        socket.set_multicast_if_v4(&own).unwrap();
         let seconds = Some(Duration::from_millis(300));
         socket.set_read_timeout(seconds).unwrap();
         socket
@@ -294,9 +297,10 @@ mod tests {
     fn the_port_is_shared_and_only_our_own_name_is_heard() {
         sandbox::run(async || {
             ip("link set lo up");
-            ip("link add eth0 type dummy");
+            ip("link add eth0 type veth peer name eth1");
             ip("addr add 192.168.1.2/24 dev eth0");
             ip("link set eth0 up");
+            ip("link set eth1 up");
             let index = nix::net::if_::if_nametoindex("eth0").unwrap();
             let other = other(index);
             let group = LanGroup {

@@ -359,7 +359,7 @@ fn forwarding(ns: &Namespace) -> Result<()> {
 }
 
 /// Waits until an interface carries packets: before, the kernel loses them, and neighbour discovery tries again only after a second.
-fn carrier(ns: &Namespace, interface: &str) -> Result<()> {
+pub(super) fn carrier(ns: &Namespace, interface: &str) -> Result<()> {
     let what = format!("{interface} of {} to be up", ns.name());
     within(&what, Duration::from_secs(5), || {
         Ok(ns

@@ -10,7 +10,7 @@ use super::node::{Node, Settings};
 use super::pulse::Pulse;
 use super::relay::Relay;
 use super::scenario::Lab;
-use super::topology::{Internet, Router};
+use super::topology::{Internet, Router, carrier};
 use super::wait::within;
 use anyhow::{Context, Result, ensure};
 
@@ -283,7 +283,7 @@ impl Uplinks {
         ns.nft("delete table ip hold")
     }
 
-    /// Host a has no link at all for a while.
+    /// Host a has no link at all for a while. Returns when it carries packets again: the router's bridge takes its time.
     ///
     /// # Errors
     ///
@@ -293,7 +293,9 @@ impl Uplinks {
         let (port, ns) = (self.wifi.port(0), &self.wifi.ns);
         ns.ip(&format!("link set {port} down"))?;
         std::thread::sleep(time);
-        ns.ip(&format!("link set {port} up"))
+        ns.ip(&format!("link set {port} up"))?;
+        carrier(ns, "lan")?;
+        carrier(&self.a.ns, "wifi0")
     }
 
     /// As [`Self::moves`], when the new way can be used since `start`.
