@@ -10,10 +10,6 @@ use mesh_tests::lab::Namespace;
 pub(crate) const OUTER: [Ipv4Addr; 2] =
     [Ipv4Addr::new(44, 128, 0, 1), Ipv4Addr::new(44, 128, 0, 2)];
 
-/// What hosts have unless somebody chose another: results of two machines are to be of one kind. Some clouds' images come
-/// with BBR, whose pacing leaves a part of the CPU idle.
-pub(crate) const CONGESTION_CONTROL: &str = "cubic";
-
 /// How the link treats segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Profile {
@@ -88,9 +84,6 @@ impl Pair {
     pub(crate) fn unlinked(a: Namespace, b: Namespace) -> Result<Self> {
         // Lets the prober leave checksums and identifiers of ICMP to the kernel.
         a.sysctl("net.ipv4.ping_group_range", "0 0")?;
-        for ns in [&a, &b] {
-            ns.sysctl("net.ipv4.tcp_congestion_control", CONGESTION_CONTROL)?;
-        }
         Ok(Self { a, b, link: None })
     }
 

@@ -3,7 +3,6 @@
 use std::process::Command;
 
 use crate::args::Args;
-use crate::topology::CONGESTION_CONTROL;
 
 /// The machine and the run.
 #[derive(Debug)]
@@ -30,7 +29,7 @@ impl Machine {
         Self {
             cpu: cpu_model(&info).unwrap_or("unknown").to_owned(),
             cores: cores.map_or(0, Into::into),
-            kernel: format!("Linux {}, TCP {CONGESTION_CONTROL}", kernel.trim()),
+            kernel: format!("Linux {}", kernel.trim()),
             date: first_line("date", &["-u", "+%F"]),
             iperf3: first_line("iperf3", &["--version"]),
             load: load.split(' ').next().unwrap_or("unknown").to_owned(),
