@@ -31,7 +31,6 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use crate::nat::NatProfile;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -49,6 +48,7 @@ use crate::batch::Batches;
 use crate::identity::NetworkId;
 use crate::lan::Lan;
 use crate::limits;
+use crate::nat::NatProfile;
 use crate::nat::ledger::Ledger;
 use crate::nat::portmap::PortMapper;
 use crate::nat::profile::Prober;
@@ -111,7 +111,7 @@ pub struct Engine {
     attempt: Option<Box<Attempt>>,
     ledger: Ledger,
     traversal: Traversal,
-    /// Our addresses as peers were last told.
+    /// Our addresses, and what our NAT does, as peers were last told.
     offered: (Vec<SocketAddr>, NatProfile),
     port_mapper: PortMapper,
     lan: Lan,
@@ -258,18 +258,10 @@ impl Engine {
         self.service_prober(now);
     }
 
-    /// Our addresses for any peer to try, best first.
-    fn own_candidates(&self) -> Vec<SocketAddr> {
-        self.candidates_with(false)
-    }
-
-    /// Our addresses for this peer to try: who is behind the same outer NAT may reach us on this side of it.
-    fn candidates_for(&self, index: PeerIndex) -> Vec<SocketAddr> {
-        self.candidates_with(self.shares_nat(index))
-    }
-
-    fn candidates_with(&self, middle: bool) -> Vec<SocketAddr> {
-        let middle = middle.then(|| self.middle_mappings());
+    /// Our addresses for peers to try, best first. `neighbour`: who is behind the same outer NAT may reach us on this side of
+    /// it as well.
+    fn own_candidates(&self, neighbour: bool) -> Vec<SocketAddr> {
+        let middle = neighbour.then(|| self.middle_mappings());
         let observed = self.relays.values().filter_map(|relay| relay.observed);
         own_candidates(
             &self.host,

@@ -89,7 +89,7 @@ impl Engine {
     /// Our address as others see it may have changed, or what is known of our NAT: peers that are being called have to
     /// know.
     pub(super) fn update_offer(&mut self, now: Instant) {
-        let offer = (self.own_candidates(), self.nat_profile());
+        let offer = (self.own_candidates(false), self.nat_profile());
         if self.offered == offer {
             return;
         }

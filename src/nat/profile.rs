@@ -141,7 +141,8 @@ impl Prober {
     }
 
     /// Whom the survey after a round asks: the nearest of the relays that have a second port, better still a second
-    /// address, or else the nearest, with its round trip time; and which relays at other addresses it compares with. Only IPv4 is translated.
+    /// address, or else the nearest, with its round trip time; and which relays at other addresses it compares with. Only
+    /// IPv4 is translated.
     pub(crate) fn survey_plan(
         &self,
         now: Instant,

@@ -221,35 +221,37 @@ impl Survey {
                 continue;
             }
             let main = self.server.main;
-            let tests = [
-                (Question::OtherPort, self.server.alternative),
-                (Question::OtherAddress, self.server.elsewhere),
-            ];
-            if self
-                .fresh
-                .first()
-                .is_some_and(|fresh| fresh.external.is_none())
-            {
+            if !self.is_heard() {
                 requests.extend(self.ask(rng, 0, Question::Address(0), main, Some(main)));
             }
-            for ((question, from), open) in tests.into_iter().zip(self.filter_open) {
+            for (question, from) in self.unanswered() {
                 for _ in 0..2 {
-                    if from.is_some() && !open {
-                        requests.extend(self.ask(rng, 0, question, main, from));
-                    }
+                    requests.extend(self.ask(rng, 0, question, main, Some(from)));
                 }
             }
         }
     }
 
+    /// The filter's tests that the relay can make and that nothing has come in for, and where that comes from.
+    fn unanswered(&self) -> impl Iterator<Item = (Question, SocketAddr)> + use<> {
+        let [port, address] = self.filter_open;
+        let tests = [
+            (Question::OtherPort, self.server.alternative, port),
+            (Question::OtherAddress, self.server.elsewhere, address),
+        ];
+        let left = tests.into_iter().filter(|(_, _, open)| !open);
+        left.filter_map(|(question, from, _)| Some((question, from?)))
+    }
+
+    /// Answers reach the socket of the filter's test.
+    fn is_heard(&self) -> bool {
+        let first = self.fresh.first();
+        first.is_some_and(|fresh| fresh.external.is_some())
+    }
+
     /// Nothing is left to be told about the filter: everything that could come in has.
     fn is_filter_known(&self) -> bool {
-        let server = &self.server;
-        let tests = [server.alternative, server.elsewhere];
-        let mut tests = tests.into_iter().zip(self.filter_open);
-        let first = self.fresh.first();
-        let heard = first.is_some_and(|fresh| fresh.external.is_some());
-        heard && tests.all(|(from, open)| from.is_none() || open)
+        self.is_heard() && self.unanswered().next().is_none()
     }
 
     /// An answer from the other port is as late as one from the main port, and both were asked for several times.
@@ -436,11 +438,7 @@ impl Survey {
     }
 
     fn filtering(&self) -> Filtering {
-        let heard = self
-            .fresh
-            .first()
-            .is_some_and(|fresh| fresh.external.is_some());
-        let asked = heard && self.filter_asked == FILTER.len();
+        let asked = self.is_heard() && self.filter_asked == FILTER.len();
         let (ports, addresses) = (self.server.alternative, self.server.elsewhere);
         match self.filter_open {
             [_, true] => Filtering::EndpointIndependent,

@@ -124,7 +124,7 @@ impl Engine {
         let call = CallMe {
             round,
             reply,
-            candidates: self.candidates_for(index),
+            candidates: self.own_candidates(self.shares_nat(index)),
             profile: self.nat_profile(),
             rtt: rtt.map_or(0, |rtt| u16::try_from(rtt.max(1)).unwrap_or(u16::MAX)),
             plan: plan.map(|(plan, _)| plan),
