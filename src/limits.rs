@@ -115,6 +115,15 @@ pub const LAN_TAGS_PER_SECOND: u64 = 4 * MAX_PEERS as u64;
 /// then one a second, cause a handshake or a probe.
 pub const LAN_HINTS: usize = 4;
 
+/// Peers that have series of their own in the metrics, of all networks together: some 10,000 lines, or 1 MB a scrape.
+pub const METRICS_PEERS: usize = 1_000;
+/// Bytes of a request for the metrics; Prometheus sends some hundred.
+pub const METRICS_REQUEST: usize = 8 * 1024;
+/// Connections to the metrics that are served at once; others wait.
+pub const METRICS_CONNECTIONS: usize = 8;
+/// How long one of them may take, from its first byte to the last one of the answer: as long as Prometheus waits.
+pub const METRICS_TIME: Duration = Duration::from_secs(10);
+
 /// Longest wait for the answer to an overlay ping.
 pub const MAX_PING_TIMEOUT: Duration = Duration::from_secs(60);
 /// Overlay pings that wait for one peer.

@@ -150,7 +150,7 @@ fn check_names_file_line_and_key() {
 
     let bad = check(
         &scratch,
-        "access = \"open\"\nlisten = \"all\"\nmetrics = \"x\"\n",
+        "access = \"open\"\nlisten = \"all\"\nnetworks = [\"x\"]\n",
     );
     assert_eq!(bad.status.code(), Some(1));
     let file = scratch.0.join("relay.toml");
@@ -160,7 +160,7 @@ fn check_names_file_line_and_key() {
         "{shown}"
     );
     assert!(
-        shown.contains(&format!("{}:3: metrics: is not supported", file.display())),
+        shown.contains(&format!("{}:3: networks: is not supported", file.display())),
         "{shown}"
     );
     assert!(!scratch.state().exists(), "checking makes no key");

@@ -22,7 +22,7 @@ use super::outbox::Outbox;
 use super::spare::Spares;
 use super::tun::{Read, TunInput, TunPort};
 use super::udp::UdpInput;
-use super::{Command, QuicDatagram, StatusReport};
+use super::{Command, MetricsReport, QuicDatagram, StatusReport};
 use crate::netlink::monitor::Surroundings;
 use crate::sockets::{Family, Sockets};
 use crate::tuning::Tuning;
@@ -400,6 +400,13 @@ impl Worker {
                 if let Some(token) = self.egress.requests.add_netcheck(reply) {
                     self.engine.netcheck(now, network, token);
                 }
+            }
+            Command::Metrics { reply } => {
+                let _ = reply.send(MetricsReport {
+                    metrics: self.engine.metrics(now),
+                    counters: self.egress.counters,
+                    send_errors: self.egress.sockets.send_errors(),
+                });
             }
             Command::Status { reply } => {
                 let _ = reply.send(StatusReport {

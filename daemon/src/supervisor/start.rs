@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use super::config_file::ConfigFile;
 use super::mtu::Changes;
 use super::network::{Host, Network};
+use super::scrape::Offer;
 use super::serve::Running;
 use super::{FIRST_NETWORK, Failure, Supervisor};
 use crate::api::Notice;
@@ -50,7 +51,10 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
     let (requests, request_queue) = mpsc::channel(REQUEST_QUEUE);
     let (notices, _) = broadcast::channel::<Notice>(NOTICE_QUEUE);
     // Before anything of the host is changed: another meshd may have the socket.
-    let control = control::start(&args.socket, !args.no_bus, requests, notices.clone()).await?;
+    let bus = !args.no_bus;
+    let control = control::start(&args.socket, bus, requests.clone(), notices.clone()).await?;
+    let mut metrics = Offer::new(requests, control.counters());
+    metrics.set(config.metrics).await?;
     let data = start_data_plane(&sockets, tuning)?;
     let dialer = RelayDialer::new(Arc::clone(&sockets), data.quic, data.handle.clone())
         .map_err(Failure::system("start the relay client"))?;
@@ -88,6 +92,7 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
         config_file,
         listen_port: config.listen_port,
         sockets,
+        metrics,
         networks: Vec::new(),
         port_note: None,
         file_note: None,

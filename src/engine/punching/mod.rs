@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub(super) use self::attempt::Attempt;
-use super::{Engine, PeerIndex};
+use super::{Engine, PeerIndex, Strategy};
 use crate::nat::punch::retry_after;
 use crate::nat::strategy::{Prospects, prospects};
 use crate::nat::{Mapping, NatProfile};
@@ -267,10 +267,14 @@ impl Engine {
             return;
         };
         peer.punching.running = None;
-        if peer.paths.has_usable_direct(now) {
+        let opened = peer.paths.has_usable_direct(now);
+        if opened {
             peer.punching.next = None;
-            return;
         }
+        self.traversal.ended(Strategy::Plain, opened);
+        let Some(peer) = self.peer_mut(index).filter(|_| !opened) else {
+            return;
+        };
         let pause = retry_after(peer.punching.failed);
         peer.punching.failed = peer.punching.failed.saturating_add(1);
         let sure = !blurred && !unknown(peer.punching.profile);

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::SETTLE;
-use crate::engine::{Engine, PeerIndex, SocketId};
+use crate::engine::{Engine, PeerIndex, SocketId, Strategy};
 use crate::limits;
 use crate::nat::punch::{Punch, Step};
 use crate::path::PathKey;
@@ -59,6 +59,7 @@ impl Engine {
             if opened && now.since(punch.started()) >= SETTLE {
                 peer.punching.running = None;
                 peer.punching.next = None;
+                self.traversal.ended(Strategy::Plain, true);
                 return;
             }
             let Some(step) = punch.poll(now) else { return };
