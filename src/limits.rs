@@ -101,6 +101,11 @@ pub const SPARE_SOCKETS: usize = 1_024;
 /// What is remembered of attempts to reach one peer directly.
 pub const ATTEMPTS: usize = 32;
 
+/// Gateways that we have left and that are being given back what they mapped for us, which takes half a second each.
+pub const LEFT_GATEWAYS: usize = 4;
+/// Gateways that are asked with what they were asked before when we come back: those of some days of a laptop.
+pub const KNOWN_GATEWAYS: usize = 16;
+
 /// Addresses of ours on links where peers are looked for: some interfaces with some addresses each.
 pub const LAN_ADDRESSES: usize = 16;
 /// Peers that are looked for there at the same time.

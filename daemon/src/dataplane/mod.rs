@@ -97,6 +97,8 @@ pub enum Command {
     LanDiscovery(bool),
     /// Something that was said on one of our links.
     LanPacket(LanPacket),
+    /// logind says that the host has woken from sleep.
+    Woken,
     /// News of a router that maps ports.
     PortMap(PortMapEvent),
     /// News of a relay connection.

@@ -171,8 +171,9 @@ impl Worker {
                 }
                 TOKEN_TIMER => self.timer.fired(),
                 TOKEN_RESUME => {
-                    if self.resume.fired() {
-                        self.engine.resumed(clock::now());
+                    let now = clock::now();
+                    if self.resume.fired(now) {
+                        self.engine.resumed(now);
                     }
                 }
                 token if token < TOKEN_TUN => {
@@ -367,6 +368,11 @@ impl Worker {
             Command::LanPacket(packet) => {
                 let batches = &mut self.egress.batches;
                 self.engine.handle_lan(now, &packet, batches);
+            }
+            Command::Woken => {
+                if self.resume.announced(now) {
+                    self.engine.resumed(now);
+                }
             }
             Command::PortMap(event) => self.engine.handle_port_map(now, &event),
             Command::Relay(id, event) => {

@@ -124,3 +124,71 @@ impl Supervisor {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    fn offer() -> Offer {
+        let (requests, mut heard) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Some(Request::Metrics { reply }) = heard.recv().await {
+                let _ = reply.send(Ok("x 1\n".to_owned()));
+            }
+        });
+        Offer::new(requests, Arc::default())
+    }
+
+    async fn answers(address: SocketAddr) -> bool {
+        let Ok(mut stream) = TcpStream::connect(address).await else {
+            return false;
+        };
+        let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer.ends_with("\r\n\r\nx 1\n")
+    }
+
+    fn free() -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        listener.local_addr().unwrap()
+    }
+
+    #[tokio::test]
+    async fn metrics_move_with_the_configuration_and_go_with_it() {
+        let mut offer = offer();
+        let (one, other) = (free(), free());
+        offer.set(Some(one)).await.unwrap();
+        assert!(answers(one).await);
+        offer.set(Some(other)).await.unwrap();
+        assert!(answers(other).await && !answers(one).await);
+        let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, other.port()));
+        offer.set(Some(everywhere)).await.unwrap();
+        assert!(answers(other).await, "the port was our own");
+        offer.set(None).await.unwrap();
+        assert!(!answers(other).await);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_cannot_be_had_leaves_metrics_where_they_were() {
+        let mut offer = offer();
+        let here = free();
+        offer.set(Some(here)).await.unwrap();
+        let foreign = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let nowhere = SocketAddr::from(([203, 0, 113, 7], here.port()));
+        for wrong in [foreign.local_addr().unwrap(), nowhere] {
+            let error = offer.set(Some(wrong)).await.unwrap_err();
+            assert!(error.to_string().contains(&wrong.to_string()), "{error}");
+            assert!(answers(here).await);
+        }
+        drop(offer);
+        tokio::task::yield_now().await;
+        assert!(!answers(here).await);
+    }
+}

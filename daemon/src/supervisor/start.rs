@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mesh_core::engine::{Event, NetworkIndex};
 use mesh_core::identity::Identity;
 use tokio::sync::{broadcast, mpsc, watch};
+use zbus::connection::Builder;
 
 use super::config_file::ConfigFile;
 use super::mtu::Changes;
@@ -18,6 +19,7 @@ use crate::args::Args;
 use crate::control;
 use crate::dataplane::{DataPlane, FromData, Started};
 use crate::lan::LanIo;
+use crate::logind::{self, Pauses};
 use crate::netlink::Netlink;
 use crate::netlink::monitor::Monitor;
 use crate::netlink::routes::OwnRoute;
@@ -72,6 +74,10 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
         lan,
         events,
     ));
+    if bus {
+        let woken = data.handle.clone();
+        tokio::spawn(logind::watch(Builder::system, Pauses::default(), woken));
+    }
     let (overlay, overlay_watch) = watch::channel(Vec::new());
     let monitor = Monitor::start(overlay_watch).await?;
     // Before any link is known: without discovery no socket is opened at all.
