@@ -88,7 +88,7 @@ impl Engine {
                 relay.observed = Some(addr);
                 self.update_offer(now);
             }
-            ServerMessage::Pong { .. } => {}
+            ServerMessage::Pong { nonce } => self.relay_answered(now, nonce),
             ServerMessage::Received { from, packet } => {
                 // Whoever writes to us by the control stream has no channel; it takes both sides to use one.
                 if let Some(index) = self.peer_of(network, from) {
@@ -173,6 +173,9 @@ impl Engine {
                 path.set_channel(None);
                 self.arm(now, index, Some(now));
             }
+            if let Some(peer) = self.peer_mut(index) {
+                peer.punching.seen.remove(&handle);
+            }
         }
         self.choose_home(network);
         self.emit(Event::HealthChanged { network });
@@ -253,6 +256,9 @@ impl Engine {
         let peer_addr = peer_addr.filter(|addr| is_acceptable(*addr));
         // What the relay has seen itself, and the only address that many ports may be tried at.
         peer.punching.observed = peer_addr.or(peer.punching.observed);
+        if let Some(addr) = peer_addr {
+            peer.punching.seen.insert(handle, addr);
+        }
         if let Some(addr) = peer_addr
             && !peer.candidates.contains(&addr)
             && peer.candidates.len() < crate::limits::MAX_CANDIDATES
@@ -270,6 +276,9 @@ impl Engine {
             .and_then(|peer| peer.paths.get_mut(PathKey::Relay(handle)))
         {
             path.set_channel(None);
+        }
+        if let Some(peer) = self.peer_mut(index) {
+            peer.punching.seen.remove(&handle);
         }
     }
 

@@ -49,6 +49,39 @@ pub enum Filtering {
     NotPortDependent = 4,
 }
 
+/// How a NAT with several external addresses chooses one (RFC 4787, section 4.1, REQ-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Pooling {
+    /// Not measured, or there is no NAT.
+    #[default]
+    Unknown = 0,
+    /// The same one for everything that a host sends; it may be the only one.
+    Paired = 1,
+    /// Any, for each mapping anew or by the destination's address.
+    Arbitrary = 2,
+}
+
+impl Pooling {
+    /// As in `netcheck --json`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Paired => "paired",
+            Self::Arbitrary => "arbitrary",
+        }
+    }
+
+    pub(crate) const fn from_wire(value: u8) -> Option<Self> {
+        Some(match value {
+            0 => Self::Unknown,
+            1 => Self::Paired,
+            2 => Self::Arbitrary,
+            _ => return None,
+        })
+    }
+}
+
 impl Mapping {
     /// As in `netcheck --json`.
     pub const fn as_str(self) -> &'static str {
@@ -105,4 +138,6 @@ pub struct NatProfile {
     pub allocation: Allocation,
     /// Hosts behind it reach each other by their external addresses.
     pub hairpin: Option<bool>,
+    /// Which of its external addresses a mapping gets.
+    pub pooling: Pooling,
 }

@@ -1,5 +1,7 @@
 //! An attempt to get through hard NATs, while it sends.
 
+use std::net::SocketAddr;
+
 use super::attempt::Stage;
 use crate::engine::{Engine, PeerIndex, SocketId};
 use crate::limits;
@@ -15,7 +17,7 @@ use crate::wire::control::Control;
 pub(super) struct Shot {
     transaction: u64,
     socket: SocketId,
-    port: u16,
+    target: SocketAddr,
     at: Instant,
 }
 
@@ -68,7 +70,7 @@ impl Engine {
         let Some(attempt) = &mut self.attempt else {
             return;
         };
-        let (sockets, port) = (attempt.sockets.clone(), attempt.target.port());
+        let (sockets, target) = (attempt.sockets.clone(), attempt.target);
         let first = attempt.shots.is_empty();
         if first {
             let made = u32::try_from(sockets.len()).unwrap_or(u32::MAX);
@@ -76,11 +78,11 @@ impl Engine {
             self.traversal.mappings += u64::from(made);
         }
         for socket in sockets {
-            self.fire(now, index, socket, port, ttl);
+            self.fire(now, index, socket, target, ttl);
         }
     }
 
-    /// From the one socket to a port.
+    /// From the one socket to a port, of the peer's addresses in turn.
     fn fire_at(&mut self, now: Instant, index: PeerIndex, port: u16) {
         let by_port = self.nat_profile().mapping == Mapping::AddressAndPortDependent;
         let Some(attempt) = &mut self.attempt else {
@@ -93,7 +95,12 @@ impl Engine {
             attempt.mappings += 1;
             self.traversal.mappings += 1;
         }
-        self.fire(now, index, socket, port, None);
+        let turn = attempt.shots.len() % (attempt.others.len() + 1);
+        let ip = match turn.checked_sub(1) {
+            Some(other) => attempt.others[other],
+            None => attempt.target.ip(),
+        };
+        self.fire(now, index, socket, SocketAddr::new(ip, port), None);
     }
 
     fn fire(
@@ -101,7 +108,7 @@ impl Engine {
         now: Instant,
         index: PeerIndex,
         socket: SocketId,
-        port: u16,
+        target: SocketAddr,
         ttl: Option<u8>,
     ) {
         let transaction = self.rng.u64();
@@ -114,11 +121,9 @@ impl Engine {
         attempt.shots.push(Shot {
             transaction,
             socket,
-            port,
+            target,
             at: now,
         });
-        let mut target = attempt.target;
-        target.set_port(port);
         self.traversal.probes += 1;
         let key = Some(PathKey::Direct(socket, target));
         self.send_control(now, index, key, &Control::probe(transaction, 0, 0), ttl);
@@ -144,8 +149,7 @@ impl Engine {
         let Some(shot) = shot.copied() else {
             return false;
         };
-        let mut target = attempt.target;
-        target.set_port(shot.port);
+        let target = shot.target;
         attempt.answered.get_or_insert((now, target));
         attempt.winner.get_or_insert(shot.socket);
         if let Some(peer) = self.peer_mut(index) {
