@@ -105,6 +105,8 @@ pub const SPRAYS_PER_DESTINATION: usize = 6;
 pub const SPRAYS_A_DAY: usize = 256;
 /// ICMP errors after which a spray ends: somebody on the way does not want it.
 pub const SPRAY_ICMP_ERRORS: u32 = 32;
+/// Public addresses of our own that are remembered as ones behind which hosts reach each other by the outside.
+pub const HAIRPINS: usize = 16;
 /// Spare sockets: one spray, one row with its sample, one measurement, and paths of so many peers that were won with one.
 pub const SPARE_SOCKETS: usize = 1_024;
 /// What is remembered of attempts to reach one peer directly.

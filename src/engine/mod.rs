@@ -48,6 +48,7 @@ use crate::batch::Batches;
 use crate::identity::NetworkId;
 use crate::lan::Lan;
 use crate::limits;
+use crate::nat::hairpins::Hairpins;
 use crate::nat::ledger::Ledger;
 use crate::nat::portmap::PortMapper;
 use crate::nat::profile::Prober;
@@ -110,6 +111,7 @@ pub struct Engine {
     /// The attempt to get through a hard NAT that is under way: one for all peers.
     attempt: Option<Box<Attempt>>,
     ledger: Ledger,
+    hairpins: Hairpins,
     traversal: Traversal,
     /// Our addresses, and what our NAT does, as peers were last told.
     offered: (Vec<SocketAddr>, NatProfile),
@@ -147,6 +149,7 @@ impl Engine {
             spares: Spares::default(),
             attempt: None,
             ledger: Ledger::default(),
+            hairpins: Hairpins::default(),
             traversal: Traversal::default(),
             offered: Default::default(),
             port_mapper: PortMapper::default(),

@@ -10,6 +10,7 @@
 //! port and other relays, which shows what the mapping depends on, and it and the filter's socket send to each other's
 //! external addresses.
 
+mod findings;
 mod questions;
 
 use std::collections::BTreeMap;
@@ -17,11 +18,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use self::questions::{Pending, Question};
-use super::allocation::{SAMPLES, Sample, foreign};
+use super::NatProfile;
+use super::allocation::SAMPLES;
 use super::profile::{Other, StunServer};
-use super::{Allocation, Filtering, Mapping, NatProfile, Pooling};
 use crate::engine::SocketId;
-use crate::limits;
 use crate::rng::Random;
 use crate::time::Instant;
 use crate::wire::stun::TransactionId;
@@ -44,6 +44,9 @@ const COMPARISON: [Duration; 3] = [
     Duration::from_millis(80),
     Duration::from_millis(200),
 ];
+/// Sockets that compare where the NAT has several external addresses: with two of them, chance gives a mapping for each
+/// destination the same one as the first half of the times.
+const COMPARERS: usize = 4;
 /// When the late socket asks, counted from the start: long enough that what others take can be told from chance, and
 /// over before the filter's test is.
 const LATE: Duration = Duration::from_millis(150);
@@ -105,8 +108,8 @@ pub(crate) struct Survey {
     /// When the comparisons began, how many rounds of them went out, and whether they are over.
     comparing: Option<(Instant, usize)>,
     compared: bool,
-    alternative: Option<SocketAddr>,
-    seen_by: Vec<Option<SocketAddr>>,
+    /// External addresses by socket and destination.
+    seen: BTreeMap<(usize, usize), SocketAddr>,
     hairpin: bool,
     done: bool,
 }
@@ -130,7 +133,6 @@ impl Survey {
         Self {
             started: now,
             server,
-            seen_by: vec![None; others.len()],
             others,
             rtt,
             fresh: sockets.into_iter().map(fresh).collect(),
@@ -144,7 +146,7 @@ impl Survey {
             sampled: false,
             comparing: None,
             compared: false,
-            alternative: None,
+            seen: BTreeMap::new(),
             hairpin: false,
             done: false,
         }
@@ -349,19 +351,11 @@ impl Survey {
             return;
         }
         self.comparing = Some((since, asked + 1));
+        for (at, number, destination) in self.unseen() {
+            let question = Question::Elsewhere(at, number);
+            requests.extend(self.ask(rng, at, question, destination, Some(destination)));
+        }
         let last = self.last();
-        if let Some(alternative) = self.server.alternative
-            && self.alternative.is_none()
-        {
-            let from = Some(alternative);
-            requests.extend(self.ask(rng, last, Question::Alternative, alternative, from));
-        }
-        for at in 0..self.others.len() {
-            let other = self.others[at].address;
-            if self.seen_by[at].is_none() {
-                requests.extend(self.ask(rng, last, Question::Relay(at), other, Some(other)));
-            }
-        }
         let outside = |at: usize| self.fresh.get(at)?.external.map(|(_, address)| address);
         if let (Some(first), Some(second)) = (outside(0), outside(last))
             && !self.hairpin
@@ -371,23 +365,49 @@ impl Survey {
         }
     }
 
+    /// What comparisons are made with: the relay's second port, if it has one, and other relays.
+    fn destinations(&self) -> impl Iterator<Item = (SocketAddr, Duration)> {
+        let port = self.server.alternative.map(|port| (port, self.rtt));
+        let others = self.others.iter().map(|other| (other.address, other.rtt));
+        port.into_iter().chain(others)
+    }
+
+    /// Which sockets compare: the last of the row, and others where their addresses differ.
+    fn comparers(&self) -> Vec<usize> {
+        let count = if self.addresses().len() > 1 {
+            COMPARERS
+        } else {
+            1
+        };
+        let answered = ROW.rev().filter(|at| self.sample(*at).is_some());
+        answered.take(count).collect()
+    }
+
+    /// Comparisons without an answer: socket, number of the destination, and the destination.
+    fn unseen(&self) -> Vec<(usize, usize, SocketAddr)> {
+        let mut unseen = Vec::new();
+        for at in self.comparers() {
+            for (number, (destination, _)) in self.destinations().enumerate() {
+                if !self.seen.contains_key(&(at, number)) {
+                    unseen.push((at, number, destination));
+                }
+            }
+        }
+        unseen
+    }
+
     /// How long comparisons are waited for: shorter once all relays have answered, as a packet of our own that comes back
     /// from the router does not go as far as they are.
     fn comparison_time(&self) -> Duration {
-        let relays = self.server.alternative.is_none() || self.alternative.is_some();
-        let answered = relays && self.seen_by.iter().all(Option::is_some);
+        let answered = self.unseen().is_empty();
         if answered && self.hairpin {
             return Duration::ZERO;
         }
-        let last = if answered {
-            COMPARISON[1]
-        } else {
-            COMPARISON[2]
-        };
-        let others = self.others.iter().zip(&self.seen_by);
-        let awaited = others.filter(|(_, seen)| seen.is_none());
-        let farthest = awaited.map(|(other, _)| other.rtt).max();
-        last + farthest.unwrap_or_default().max(self.rtt) + PATIENCE / 2
+        if answered {
+            return COMPARISON[1] + self.rtt + PATIENCE / 2;
+        }
+        let farthest = self.destinations().map(|(_, rtt)| rtt).max();
+        COMPARISON[2] + farthest.unwrap_or_default().max(self.rtt) + PATIENCE / 2
     }
 
     /// The last of the row that was answered.
@@ -398,103 +418,6 @@ impl Survey {
                 .is_some_and(|one| one.external.is_some())
         };
         ROW.rev().find(answered).unwrap_or(0)
-    }
-
-    fn sample(&self, at: usize) -> Option<Sample> {
-        let fresh = self.fresh.get(at)?;
-        let (answered, external) = fresh.external?;
-        Some(Sample {
-            place: at,
-            at: answered,
-            local: fresh.local?,
-            external: external.port(),
-            again: fresh.asked > 1,
-        })
-    }
-
-    fn samples(&self) -> Vec<Sample> {
-        ROW.filter_map(|at| self.sample(at)).collect()
-    }
-
-    fn allocation(&self) -> Allocation {
-        Allocation::of(&self.samples())
-    }
-
-    /// What the answers show. `own` are the addresses of this host itself: without a NAT nothing changes.
-    pub(crate) fn findings(&self, own: impl Fn(SocketAddr) -> bool) -> Findings {
-        let allocation = self.allocation();
-        let first = self.samples().into_iter().next();
-        let late = self.sample(ROW.end() + 1);
-        let foreign = match (allocation.delta(), first, late) {
-            (Some(delta), Some(first), Some(late)) => foreign(delta, first, late),
-            _ => 0.0,
-        };
-        let last = self.fresh.get(self.last());
-        let seen = last.and_then(|fresh| Some((fresh.local?, fresh.external?.1)));
-        let direct = seen.is_some_and(|(local, seen)| seen.port() == local && own(seen));
-        let compared = self.comparing.is_some() && self.last() > 0;
-        let addresses = self.addresses();
-        let pooling = match addresses.len() {
-            _ if direct || allocation == Allocation::Unknown => Pooling::Unknown,
-            0 | 1 => Pooling::Paired,
-            _ => Pooling::Arbitrary,
-        };
-        Findings {
-            profile: NatProfile {
-                mapping: match seen {
-                    _ if direct => Mapping::EndpointIndependent,
-                    Some((_, seen)) => self.mapping(seen),
-                    None => Mapping::Unknown,
-                },
-                filtering: self.filtering(),
-                allocation,
-                hairpin: (compared && !direct).then_some(self.hairpin),
-                pooling,
-            },
-            translated: seen.map(|_| !direct),
-            addresses,
-            foreign,
-        }
-    }
-
-    /// External addresses, whichever socket and destination they were for.
-    fn addresses(&self) -> Vec<IpAddr> {
-        let fresh = self.fresh.iter().filter_map(|fresh| fresh.external);
-        let seen = fresh.map(|(_, address)| address).chain(self.alternative);
-        let seen = seen.chain(self.seen_by.iter().flatten().copied());
-        let mut addresses: Vec<IpAddr> = seen.map(|address| address.ip()).collect();
-        addresses.sort();
-        addresses.dedup();
-        addresses.truncate(limits::POOL_ADDRESSES);
-        addresses
-    }
-
-    fn mapping(&self, seen: SocketAddr) -> Mapping {
-        if self.alternative.is_some_and(|other| other != seen) {
-            return Mapping::AddressAndPortDependent;
-        }
-        let mut others = self.seen_by.iter().flatten().peekable();
-        if others.peek().is_none() {
-            return Mapping::Unknown;
-        }
-        if others.any(|other| *other != seen) {
-            Mapping::AddressDependent
-        } else {
-            Mapping::EndpointIndependent
-        }
-    }
-
-    fn filtering(&self) -> Filtering {
-        let asked = self.is_heard() && (self.filter_asked == FILTER.len() || self.knocked);
-        let ports = self.server.alternative;
-        let addresses = self.server.elsewhere.is_some() || self.knocked;
-        match self.filter_open {
-            [_, true] => Filtering::EndpointIndependent,
-            [true, false] if asked && addresses => Filtering::AddressDependent,
-            [true, false] => Filtering::NotPortDependent,
-            [false, false] if asked && ports.is_some() => Filtering::AddressAndPortDependent,
-            [false, false] => Filtering::Unknown,
-        }
     }
 }
 

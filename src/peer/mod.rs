@@ -322,7 +322,7 @@ impl Peer {
         let using = self.uses(now);
         let reachable = self.is_ready() && self.paths.current().is_some();
         let hello = self.hello.next.filter(|_| reachable);
-        let punch = self.punching.running.as_ref().map(Punch::deadline);
+        let punch = self.punching.running.as_ref().map(Punch::wake);
         let wants_punch = self.punching.running.is_none() && using.active && using.probes;
         let next_punch = self.punching.next.filter(|_| wants_punch);
         let ping = self.pings.iter().map(|ping| ping.deadline).min();

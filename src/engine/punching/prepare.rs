@@ -197,8 +197,8 @@ impl Engine {
         let unopened = sockets.len();
         sockets.drain(..beside);
         if let Some(peer) = self.peer_mut(index) {
-            // An answer to an earlier call comes too late now.
-            (peer.punching.called, peer.punching.running) = (None, None);
+            // An answer to an earlier call comes too late now. A plain round that runs goes on beside.
+            peer.punching.called = None;
         }
         self.attempt = Some(Box::new(Attempt {
             peer: index,

@@ -8,7 +8,7 @@ use crate::limits;
 use crate::nat::Mapping;
 use crate::nat::salvo;
 use crate::nat::strategy::Plan;
-use crate::path::PathKey;
+use crate::path::{Path, PathKey};
 use crate::time::Instant;
 use crate::wire::control::Control;
 
@@ -31,6 +31,10 @@ impl Engine {
             let opened = self
                 .peer(index)
                 .is_some_and(|peer| peer.paths.has_usable_direct(now));
+            if opened && self.opened_plainly(now, index) {
+                self.forget_attempt(index);
+                return;
+            }
             let Some(attempt) = &mut self.attempt else {
                 return;
             };
@@ -63,6 +67,19 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// A plain round that runs beside has opened a path.
+    fn opened_plainly(&self, now: Instant, index: PeerIndex) -> bool {
+        let attempt = self.attempt.as_ref();
+        let waits = attempt.is_some_and(|attempt| attempt.answered.is_none());
+        self.peer(index).is_some_and(|peer| {
+            let plain = |path: &Path| {
+                let mesh = matches!(path.key, PathKey::Direct(SocketId::MESH, _));
+                mesh && path.is_usable(now)
+            };
+            waits && peer.punching.running.is_some() && peer.paths.iter().any(plain)
+        })
     }
 
     /// From every socket to the one target.

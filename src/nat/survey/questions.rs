@@ -18,10 +18,8 @@ pub(super) enum Question {
     OtherPort,
     /// Whether one from the address that was not sent to does.
     OtherAddress,
-    /// The address of the last socket for the relay's other port.
-    Alternative,
-    /// The same for another relay.
-    Relay(usize),
+    /// The external address of this socket for this one of [`Survey::destinations`].
+    Elsewhere(usize, usize),
     /// Whether our own packet comes back in.
     Hairpin,
 }
@@ -166,8 +164,9 @@ impl Survey {
             }
             Question::OtherPort => self.filter_open[0] = true,
             Question::OtherAddress => self.filter_open[1] = true,
-            Question::Alternative => self.alternative = Some(mapped),
-            Question::Relay(at) => self.seen_by[at] = Some(mapped),
+            Question::Elsewhere(at, destination) => {
+                self.seen.insert((at, destination), mapped);
+            }
             Question::Hairpin => return false,
         }
         true

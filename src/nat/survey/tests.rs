@@ -1,6 +1,7 @@
 use super::*;
 use crate::engine::RelayHandle;
 use crate::limits;
+use crate::nat::{Allocation, Filtering, Mapping, Pooling};
 use crate::wire::stun;
 
 const RTT: Duration = Duration::from_millis(30);
@@ -43,6 +44,8 @@ struct Net<'a> {
     one_address: bool,
     /// The other relay does what it is asked to.
     knocks: bool,
+    /// Whether a socket gets the other address for other destinations than the relay's main port.
+    flips: fn(usize) -> bool,
 }
 
 /// One address, and nothing gets in that was not asked for.
@@ -53,6 +56,7 @@ const CLOSED: Net<'static> = Net {
     pool: false,
     one_address: false,
     knocks: true,
+    flips: |_| false,
 };
 
 fn survey_of(server: StunServer) -> Survey {
@@ -105,7 +109,8 @@ impl Net<'_> {
         let Some(port) = (self.port)(usize::from(socket.0) - 1, remote) else {
             return;
         };
-        let ip = match self.pool && socket.0.is_multiple_of(2) {
+        let flipped = remote != server().main && (self.flips)(usize::from(socket.0) - 1);
+        let ip = match self.pool && socket.0.is_multiple_of(2) != flipped {
             true => second,
             false => outside,
         };
@@ -324,6 +329,24 @@ fn several_external_addresses_are_told_from_one() {
     assert_eq!(found.addresses.len(), 2);
     assert_eq!(found.profile.mapping, Mapping::EndpointIndependent);
     assert_eq!(found.profile.allocation, Allocation::Preserving);
+}
+
+#[test]
+fn chance_does_not_make_a_mapping_for_each_destination_look_like_one_for_all() {
+    // The port is kept; the address is any of two for each destination, so half of the sockets see no difference.
+    let mapping = |flips: fn(usize) -> bool| {
+        let (found, _) = run(&Net {
+            pool: true,
+            flips,
+            ..CLOSED
+        });
+        found.profile.mapping
+    };
+    assert_eq!(mapping(|_| false), Mapping::EndpointIndependent);
+    assert_eq!(
+        mapping(|socket| socket == SAMPLES - 1),
+        Mapping::AddressAndPortDependent
+    );
 }
 
 #[test]
