@@ -102,7 +102,7 @@ impl Engine {
                 relay.observed = Some(addr);
                 self.update_offer(now);
             }
-            ServerMessage::Pong { .. } => {}
+            ServerMessage::Pong { nonce } => self.relay_answered(now, nonce),
             ServerMessage::Received { from, packet } => {
                 // Whoever writes to us by the control stream has no channel; it takes both sides to use one.
                 if let Some(index) = self.peer_of(network, from) {
@@ -133,13 +133,20 @@ impl Engine {
     }
 
     pub(super) fn tell_relay(&mut self, now: Instant, handle: RelayHandle, message: ClientMessage) {
-        let relay = self.relays.get(&handle);
-        if message.may_be_hastened() && relay.is_some_and(|relay| relay.is_held_up(now)) {
-            let hasten = RelayAction::Hasten(message.clone());
-            self.outputs.push_back(Output::Relay(handle, hasten));
+        let held_up = |relay: &RelayClient| relay.is_held_up(now);
+        // A ping may be there to tell that what was said before it has arrived.
+        let in_turn = matches!(message, ClientMessage::Ping { .. });
+        if !in_turn && message.may_be_hastened() && self.relays.get(&handle).is_some_and(held_up) {
+            self.hasten(handle, message.clone());
         }
         self.outputs
             .push_back(Output::Relay(handle, RelayAction::Send(message)));
+    }
+
+    /// Says something past the control stream; see [`RelayAction::Hasten`].
+    pub(super) fn hasten(&mut self, handle: RelayHandle, message: ClientMessage) {
+        let hasten = RelayAction::Hasten(message);
+        self.outputs.push_back(Output::Relay(handle, hasten));
     }
 
     fn hang_up(&mut self, now: Instant, handle: RelayHandle) {
@@ -191,6 +198,9 @@ impl Engine {
             {
                 path.set_channel(None);
                 self.arm(now, index, Some(now));
+            }
+            if let Some(peer) = self.peer_mut(index) {
+                peer.punching.seen.remove(&handle);
             }
         }
         self.choose_home(network);
@@ -272,6 +282,9 @@ impl Engine {
         let peer_addr = peer_addr.filter(|addr| is_acceptable(*addr));
         // What the relay has seen itself, and the only address that many ports may be tried at.
         peer.punching.observed = peer_addr.or(peer.punching.observed);
+        if let Some(addr) = peer_addr {
+            peer.punching.seen.insert(handle, addr);
+        }
         if let Some(addr) = peer_addr
             && !peer.candidates.contains(&addr)
             && peer.candidates.len() < crate::limits::MAX_CANDIDATES
@@ -289,6 +302,9 @@ impl Engine {
             .and_then(|peer| peer.paths.get_mut(PathKey::Relay(handle)))
         {
             path.set_channel(None);
+        }
+        if let Some(peer) = self.peer_mut(index) {
+            peer.punching.seen.remove(&handle);
         }
     }
 

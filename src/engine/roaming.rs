@@ -144,6 +144,7 @@ impl Engine {
         let asks = |relay: &mut RelayClient| relay.ask(now, rtt);
         if self.relays.get_mut(&handle).is_some_and(asks) {
             let nonce = self.rng.u64();
+            self.hasten(handle, ClientMessage::Ping { nonce });
             self.tell_relay(now, handle, ClientMessage::Ping { nonce });
         }
     }

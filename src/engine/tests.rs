@@ -160,7 +160,7 @@ impl Pair {
                 } => self.datagram(at, from, remote, payload),
                 // An opener, which dies on the way, or from a spare socket, for which this network is too small.
                 Output::Datagram { .. } => {}
-                Output::Socket(socket, SocketAction::Open) => {
+                Output::Socket(socket, SocketAction::Open | SocketAction::OpenV6) => {
                     let now = self.now;
                     self.hosts[at].engine.socket_opened(now, socket, None);
                 }
@@ -649,7 +649,7 @@ fn a_spare_socket_takes_nothing_but_wireguard_and_stun_and_nothing_once_it_is_cl
     let mut pair = Pair::new(true, false);
     let now = pair.now;
     let engine = &mut pair.hosts[0].engine;
-    let socket = engine.open_spares(super::spares::Owner::Survey, 1)[0];
+    let socket = engine.open_spares(super::spares::Owner::Survey, SocketAction::Open, 1)[0];
     let from = SocketAddr::from(([198, 51, 100, 9], 7));
     let mut drops = engine.drops().unknown_protocol;
     let wireguard = [&[4u8, 0, 0, 0][..], &[0; 28]].concat();

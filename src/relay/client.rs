@@ -134,7 +134,8 @@ impl RelayClient {
     /// The relay's second address, where it is not the one that we talk to.
     pub(crate) fn elsewhere(&self) -> Option<SocketAddr> {
         let address = SocketAddr::from(self.alternatives.address?);
-        (self.ready()?.ip() != address.ip()).then_some(address)
+        let main = self.ready()?;
+        (main.is_ipv4() && main.ip() != address.ip()).then_some(address)
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {

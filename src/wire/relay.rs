@@ -10,6 +10,7 @@ use std::fmt;
 use std::net::{SocketAddr, SocketAddrV4};
 
 use super::codec::{Reader, WireError, Writer};
+use super::stun::{MAX_RESPONSE, TransactionId};
 use crate::identity::NodeId;
 use crate::limits::MAX_RELAY_MESSAGE;
 
@@ -18,6 +19,12 @@ pub const PROTOCOL_VERSION: u8 = 1;
 
 /// Bytes of a message's length on the stream.
 const LENGTH: usize = 2;
+/// Lowest port that a relay knocks at: NATs give out none below, and well-known services of whoever shares the address
+/// are left alone.
+pub const MIN_KNOCKED_PORT: u16 = 1_024;
+/// Zeros at the end of [`ClientMessage::Knock`]: with them it is as long as the largest response.
+const KNOCK_PADDING: usize = MAX_RESPONSE - 1 - 2 - 12;
+
 /// Bytes of a message besides the packet that it carries: its type and a node ID.
 const PACKET_OVERHEAD: usize = 33;
 /// Bytes of the largest packet that fits [`ClientMessage::Send`].
@@ -52,6 +59,14 @@ pub enum ClientMessage {
     CloseChannel {
         /// Our number for it.
         channel: u32,
+    },
+    /// Send a STUN response with this transaction ID from the relay's main port to a port of the client's own IP address,
+    /// as the relay sees it: does the client's NAT let it in. As long as the response, so that nobody gains by it.
+    Knock {
+        /// At least [`MIN_KNOCKED_PORT`].
+        port: u16,
+        /// To be told from other answers by.
+        txn: TransactionId,
     },
     /// Returns the nonce of a [`Frame::Challenge`] and so proves the address that it was received at.
     ProveAddress {
@@ -155,6 +170,7 @@ mod kind {
     pub(super) const OPEN_CHANNEL: u8 = 0x04;
     pub(super) const CLOSE_CHANNEL: u8 = 0x05;
     pub(super) const PROVE_ADDRESS: u8 = 0x06;
+    pub(super) const KNOCK: u8 = 0x07;
 
     pub(super) const WELCOME: u8 = 0x81;
     pub(super) const REFUSED: u8 = 0x82;
@@ -189,6 +205,10 @@ impl ClientMessage {
             Self::OpenChannel { peer } => _ = w.u8(kind::OPEN_CHANNEL).bytes(peer.as_bytes()),
             Self::CloseChannel { channel } => _ = w.u8(kind::CLOSE_CHANNEL).u32(*channel),
             Self::ProveAddress { nonce } => _ = w.u8(kind::PROVE_ADDRESS).u64(*nonce),
+            Self::Knock { port, txn } => {
+                let padding = [0; KNOCK_PADDING];
+                _ = w.u8(kind::KNOCK).u16(*port).bytes(txn).bytes(&padding);
+            }
         });
     }
 
@@ -224,6 +244,7 @@ impl ClientMessage {
             },
             kind::CLOSE_CHANNEL => Self::CloseChannel { channel: r.u32()? },
             kind::PROVE_ADDRESS => Self::ProveAddress { nonce: r.u64()? },
+            kind::KNOCK => knock(&mut r)?,
             other => return Err(WireError::UnknownType(other)),
         };
         r.finish()?;
@@ -349,6 +370,17 @@ impl Refusal {
             _ => Err(WireError::Invalid("refusal")),
         }
     }
+}
+
+fn knock(reader: &mut Reader<'_>) -> Result<ClientMessage, WireError> {
+    let (port, txn) = (reader.u16()?, reader.array()?);
+    if port < MIN_KNOCKED_PORT {
+        return Err(WireError::Invalid("knocked port"));
+    }
+    if reader.array::<KNOCK_PADDING>()? != [0; KNOCK_PADDING] {
+        return Err(WireError::Trailing);
+    }
+    Ok(ClientMessage::Knock { port, txn })
 }
 
 fn node_id(reader: &mut Reader<'_>) -> Result<NodeId, WireError> {

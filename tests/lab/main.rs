@@ -14,6 +14,7 @@ mod lifecycle;
 mod moving;
 mod mtu;
 mod nats;
+mod netcheck;
 mod noise;
 mod paths;
 mod portmap;

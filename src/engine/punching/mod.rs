@@ -67,6 +67,7 @@ impl Engine {
     pub(super) fn service_punch(&mut self, now: Instant, index: PeerIndex) {
         if self.is_attempting(index) {
             self.run_attempt(now, index);
+            self.run_punch(now, index);
             return;
         }
         let Some(peer) = self.peer(index) else { return };
@@ -266,6 +267,7 @@ impl Engine {
         };
         let blurred = unknown(Some(self.nat_profile()));
         let prospects = self.prospects(index);
+        let shared = self.own_public_ip().filter(|_| self.shares_nat(index));
         let Some(peer) = self.peer_mut(index) else {
             return;
         };
@@ -274,6 +276,12 @@ impl Engine {
             peer.punching.next = None;
             return;
         }
+        if let Some(public) = shared {
+            self.hairpins.failed(public);
+        }
+        let Some(peer) = self.peer_mut(index) else {
+            return;
+        };
         let pause = retry_after(peer.punching.failed);
         peer.punching.failed = peer.punching.failed.saturating_add(1);
         let sure = !blurred && !unknown(peer.punching.profile);
@@ -304,6 +312,9 @@ impl Engine {
         let proven = peer.paths.probe_answered(arrival, transaction, now);
         if let Some(PathKey::Direct(_, remote)) = proven {
             peer.punching.record.answered(now, remote);
+            if self.shares_nat(index) && self.own_public_ip() == Some(remote.ip()) {
+                self.hairpins.worked(remote.ip());
+            }
         }
     }
 }

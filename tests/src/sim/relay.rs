@@ -280,9 +280,7 @@ impl Relay {
                         client.connection.close(now, &reason.to_string());
                     }
                 }
-                Output::Datagram { to, payload, .. } => {
-                    out.push((PORT, to, Body::Bytes(payload.to_vec())))
-                }
+                Output::Datagram { to, payload, .. } => out.push((PORT, to, Body::Bytes(payload))),
             }
         }
         for client in self.clients.values_mut() {
