@@ -77,6 +77,8 @@ pub const DUPLICATE_TIME: Duration = Duration::from_secs(2);
 /// A timeout that comes later than this shows that the process was not running: no load delays it by so much.
 pub const MAX_LATENESS: Duration = Duration::from_secs(3);
 
+/// Addresses of relays, beside that of the one that is asked, that a measurement of the NAT compares with.
+pub const SURVEY_RELAYS: usize = 3;
 /// Requests of one measurement of the NAT.
 pub const SURVEY_REQUESTS: usize = 64;
 /// Sockets that are opened towards a NAT with random ports: with as many, 1,024 probes hit one in 98 of 100 cases.
@@ -86,6 +88,13 @@ pub const SPRAY_SOCKETS: usize = 256;
 pub const ROW_SOCKETS: usize = 25;
 /// Probes of one attempt to get through a hard NAT.
 pub const SPRAY_PROBES: usize = 2_048;
+/// Sockets that are asked for their external address behind a NAT that gives out several, until one has the address that
+/// the peer knows: of two, all miss it once in 256 times.
+pub const POOL_SOCKETS: usize = 8;
+/// External addresses of our NAT that are remembered and told.
+pub const POOL_ADDRESSES: usize = 8;
+/// Addresses of a peer at which its ports are searched: those that relays see it at.
+pub const SEARCHED_ADDRESSES: usize = 4;
 /// How long such an attempt lasts at most.
 pub const SPRAY_TIME: Duration = Duration::from_secs(25);
 /// Sprays a day from one network to one peer at one address.
@@ -96,6 +105,8 @@ pub const SPRAYS_PER_DESTINATION: usize = 6;
 pub const SPRAYS_A_DAY: usize = 256;
 /// ICMP errors after which a spray ends: somebody on the way does not want it.
 pub const SPRAY_ICMP_ERRORS: u32 = 32;
+/// Public addresses of our own that are remembered as ones behind which hosts reach each other by the outside.
+pub const HAIRPINS: usize = 16;
 /// Spare sockets: one spray, one row with its sample, one measurement, and paths of so many peers that were won with one.
 pub const SPARE_SOCKETS: usize = 1_024;
 /// What is remembered of attempts to reach one peer directly.

@@ -12,7 +12,8 @@ mod proxy;
 pub use error::{Error, ErrorKind};
 pub use model::{
     Answer, Attempt, Explanation, Nat, NatBehaviour, Netcheck, Network, NetworkState, Path,
-    PathKind, Peer, PeerState, Pong, PortAllocation, RelayLatency, Reloaded, SelfInfo, Status,
+    PathKind, Peer, PeerState, Pong, Pooling, PortAllocation, RelayLatency, Reloaded, SelfInfo,
+    Status,
 };
 pub use proxy::{HealthArgs, MeshProxy, NetworkChangedArgs, PeerChangedArgs};
 

@@ -195,6 +195,9 @@ pub struct Nat {
     pub filtering: NatBehaviour,
     /// Which external port a new mapping gets.
     pub port_allocation: PortAllocation,
+    /// Which of its external addresses a mapping gets.
+    #[serde(default)]
+    pub pooling: Pooling,
 }
 
 /// One address of a peer that was tried.
@@ -237,6 +240,18 @@ pub struct Netcheck {
     pub port_allocation: PortAllocation,
     /// From one port to the next, if it is `sequential`; else `null`.
     pub delta: Option<i8>,
+    /// Which of the NAT's external IPv4 addresses a mapping gets.
+    #[serde(default)]
+    pub pooling: Pooling,
+    /// The external IPv4 addresses that were seen.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Whether IPv6 addresses are translated; `null` if no relay was reached over IPv6.
+    #[serde(default)]
+    pub ipv6_translated: Option<bool>,
+    /// What is let in over IPv6, by a NAT or a firewall.
+    #[serde(default)]
+    pub ipv6_filtering: NatBehaviour,
     /// Hosts behind the NAT reach each other by its outside; `null` without a NAT, or if that was not measured.
     pub hairpin: Option<bool>,
     /// How routers would map a port for us: `pcp`, `nat-pmp`, `upnp`.
@@ -258,7 +273,7 @@ pub struct RelayLatency {
 }
 
 /// What a NAT's mapping or filtering depends on (RFC 4787).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NatBehaviour {
     /// On nothing but the inside.
@@ -268,6 +283,20 @@ pub enum NatBehaviour {
     /// On the other side's address and port.
     AddressAndPortDependent,
     /// Not measured, or not measurable with the relays at hand.
+    #[default]
+    Unknown,
+}
+
+/// How a NAT with several external addresses chooses one (RFC 4787, REQ-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pooling {
+    /// One and the same for this host; there may be no other.
+    Paired,
+    /// Any, for each mapping or destination anew.
+    Arbitrary,
+    /// Not measured, or there is no NAT.
+    #[default]
     Unknown,
 }
 
@@ -326,6 +355,7 @@ words! {
         AddressAndPortDependent => "address-and-port-dependent",
         Unknown => "unknown",
     }
+    Pooling { Paired => "paired", Arbitrary => "arbitrary", Unknown => "unknown" }
     PortAllocation {
         Preserving => "preserving",
         Sequential => "sequential",
@@ -379,6 +409,8 @@ mod tests {
             "network": "home", "udp": true, "ipv4": "203.0.113.7:41820", "ipv6": null,
             "mapping": "endpoint-independent", "filtering": "address-and-port-dependent",
             "port_allocation": "sequential", "delta": -1, "hairpin": false,
+            "pooling": "arbitrary", "addresses": ["203.0.113.7", "203.0.113.8"],
+            "ipv6_translated": false, "ipv6_filtering": "address-and-port-dependent",
             "port_mapping": ["pcp", "nat-pmp", "upnp"],
             "relays": [{"url": "mesh://r@203.0.113.9:443", "rtt_ms": 20.5, "via": "udp"}]
         });
@@ -419,5 +451,8 @@ mod tests {
         ]
         .into_iter()
         .for_each(same);
+        [Pooling::Paired, Pooling::Arbitrary, Pooling::Unknown]
+            .into_iter()
+            .for_each(same);
     }
 }

@@ -212,15 +212,18 @@ impl Sockets {
         self.errors.snapshot()
     }
 
-    /// One more socket of IPv4, set up as those here, on a port that the kernel chooses.
+    /// One more socket, set up as those here, on a port that the kernel chooses.
     ///
     /// # Errors
     ///
     /// What the kernel says.
-    pub(crate) fn open_spare(&self) -> io::Result<Bound> {
-        let bound = Bound::try_open(Family::V4, 0, self.tuning)?;
+    pub(crate) fn open_spare(&self, family: Family) -> io::Result<Bound> {
+        let bound = Bound::try_open(family, 0, self.tuning)?;
         // For [`Bound::take_icmp_errors`]. Not on the mesh sockets: every error would fail an unrelated call.
-        setsockopt(&bound.socket, sockopt::Ipv4RecvErr, &true)?;
+        match family {
+            Family::V4 => setsockopt(&bound.socket, sockopt::Ipv4RecvErr, &true)?,
+            Family::V6 => setsockopt(&bound.socket, sockopt::Ipv6RecvErr, &true)?,
+        }
         Ok(bound)
     }
 

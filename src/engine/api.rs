@@ -8,8 +8,8 @@ use zeroize::Zeroizing;
 
 use crate::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
 pub use crate::lan::{LanAction, LanAddress, LanGroup, LanPacket};
-use crate::nat::NatProfile;
 pub use crate::nat::portmap::{Gateway, PortMapAction, PortMapEvent, PortMapProtocol};
+use crate::nat::{Filtering, NatProfile};
 pub use crate::path::reason::PathReason;
 use crate::wire::relay::{ClientMessage, ServerMessage};
 
@@ -124,15 +124,20 @@ pub enum RelayAction {
     },
     /// Send a message on the control stream, in order.
     Send(ClientMessage),
+    /// Send it as a QUIC datagram (RFC 9221), at once or not at all: the same message follows on the stream, which may have
+    /// to wait for what was lost on it.
+    Hasten(ClientMessage),
     /// Close the connection and forget it; no [`RelayEvent`] follows.
     Hangup,
 }
 
-/// What the engine wants done about a spare socket: one of IPv4 on a port that the kernel chooses, beside the mesh socket.
+/// What the engine wants done about a spare socket: one on a port that the kernel chooses, beside the mesh socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SocketAction {
-    /// Bind it, as the mesh socket is; answered at once by `Engine::socket_opened`.
+    /// Bind one of IPv4, as the mesh socket is; answered at once by `Engine::socket_opened`.
     Open,
+    /// Bind one of IPv6.
+    OpenV6,
     /// Close it and forget it.
     Close,
 }
@@ -357,6 +362,12 @@ pub struct NetcheckReport {
     pub ipv6: Option<SocketAddr>,
     /// What the NAT before us does.
     pub profile: NatProfile,
+    /// Its external IPv4 addresses that were seen.
+    pub addresses: Vec<IpAddr>,
+    /// Whether our IPv6 address or port is translated, if that is known.
+    pub ipv6_translated: Option<bool>,
+    /// What is let in over IPv6.
+    pub ipv6_filtering: Filtering,
     /// By which protocols routers would map a port for us.
     pub port_mapping: Vec<PortMapProtocol>,
     /// The relays of the network.

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 
 use super::spares::Owner;
-use super::{Engine, NetworkIndex, Output, SocketId};
+use super::{Engine, NetworkIndex, Output, SocketAction, SocketId};
 use crate::nat::NatProfile;
-use crate::nat::profile::{Progress, StunServer};
+use crate::nat::profile::{Plan, Progress, StunServer};
 use crate::nat::survey::{self, Request, Survey};
 use crate::relay::client::RelayClient;
 use crate::time::Instant;
+use crate::wire::relay::ClientMessage;
 use crate::wire::stun;
 
 impl Engine {
@@ -21,7 +22,7 @@ impl Engine {
         let (requests, progress) = self
             .prober
             .handle_timeout(now, &mut self.rng, || stun_servers(relays));
-        self.send_requests(requests);
+        self.send_requests(now, requests);
         match progress {
             Progress::Nothing => return,
             Progress::Round => {
@@ -29,9 +30,9 @@ impl Engine {
                 for network in networks {
                     self.choose_home(network);
                 }
-                self.begin_survey(now);
+                self.begin_surveys(now);
             }
-            Progress::Survey => self.end_survey(now),
+            Progress::Survey => self.end_surveys(now),
         }
         if !self.prober.is_busy(now) {
             self.answer_netchecks();
@@ -44,31 +45,53 @@ impl Engine {
         }
     }
 
-    fn send_requests(&mut self, requests: Vec<Request>) {
-        let datagrams = requests.into_iter().map(|request| Output::Datagram {
-            socket: request.socket,
-            remote: request.remote,
-            ttl: None,
-            payload: request.payload,
-        });
-        self.outputs.extend(datagrams);
-    }
-
-    fn begin_survey(&mut self, now: Instant) {
-        let Some((server, others, rtt)) = self.prober.survey_plan(now) else {
-            return;
-        };
-        let sockets = self.open_spares(Owner::Survey, survey::SOCKETS);
-        if !sockets.is_empty() {
-            let survey = Survey::new(now, server, others, rtt, sockets);
-            self.prober.begin_survey(survey);
+    fn send_requests(&mut self, now: Instant, requests: Vec<Request>) {
+        for request in requests {
+            match request {
+                Request::Datagram {
+                    socket,
+                    remote,
+                    payload,
+                } => self.outputs.push_back(Output::Datagram {
+                    socket,
+                    remote,
+                    ttl: None,
+                    payload,
+                }),
+                Request::Knock { relay, port, txn } => {
+                    self.tell_relay(now, relay, ClientMessage::Knock { port, txn });
+                }
+                Request::Ping { relay, nonce } => {
+                    self.tell_relay(now, relay, ClientMessage::Ping { nonce });
+                }
+            }
         }
     }
 
-    fn end_survey(&mut self, now: Instant) {
+    fn begin_surveys(&mut self, now: Instant) {
+        for plan in self.prober.survey_plans(now) {
+            let Plan {
+                server,
+                rtt,
+                others,
+            } = plan;
+            let (action, count) = if server.main.is_ipv6() {
+                (SocketAction::OpenV6, survey::FEW_SOCKETS)
+            } else {
+                (SocketAction::Open, survey::SOCKETS)
+            };
+            let sockets = self.open_spares(Owner::Survey, action, count);
+            if !sockets.is_empty() {
+                let survey = Survey::new(now, server, others, rtt, sockets);
+                self.prober.begin_survey(survey);
+            }
+        }
+    }
+
+    fn end_surveys(&mut self, now: Instant) {
         let (host, prober) = (&self.host, &mut self.prober);
         let own = |address: SocketAddr| host.iter().any(|own| own.ip == address.ip());
-        for socket in prober.end_survey(own) {
+        for socket in prober.end_surveys(own) {
             self.close_spare(socket);
         }
         self.update_offer(now);
@@ -81,8 +104,16 @@ impl Engine {
     }
 
     pub(super) fn survey_opened(&mut self, now: Instant, socket: SocketId, port: Option<u16>) {
-        if let Some(survey) = self.prober.survey_mut() {
+        for survey in self.prober.surveys_mut() {
             survey.opened(socket, port);
+        }
+        self.service_prober(now);
+    }
+
+    /// A relay has answered a ping; what it was asked before that, it has done.
+    pub(super) fn relay_answered(&mut self, now: Instant, nonce: u64) {
+        for survey in self.prober.surveys_mut() {
+            survey.handle_pong(nonce);
         }
         self.service_prober(now);
     }
@@ -100,13 +131,13 @@ impl Engine {
                 self.prober.handle_response(now, remote, &txn, mapped)
             }
             Ok(stun::Message::Response { txn, mapped }) => {
-                let survey = self.prober.survey_mut();
-                survey.is_some_and(|survey| survey.handle_response(now, remote, &txn, mapped))
+                let mut surveys = self.prober.surveys_mut().iter_mut();
+                surveys.any(|survey| survey.handle_response(now, remote, &txn, mapped))
                     || self.attempt_measured(now, remote, &txn, mapped)
             }
             Ok(stun::Message::Request { txn, .. }) => {
-                let survey = self.prober.survey_mut();
-                survey.is_some_and(|survey| survey.handle_request(&txn))
+                let mut surveys = self.prober.surveys_mut().iter_mut();
+                surveys.any(|survey| survey.handle_request(&txn))
             }
             Err(_) => false,
         };
@@ -135,6 +166,8 @@ fn stun_servers<'a>(relays: impl Iterator<Item = &'a RelayClient>) -> Vec<StunSe
                 main,
                 alternative: relay.alternative(),
                 elsewhere: relay.elsewhere(),
+                relay: relay.handle,
+                observed: relay.observed.map(|observed| observed.ip()),
             });
         }
     }

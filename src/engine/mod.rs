@@ -51,10 +51,11 @@ use crate::batch::Batches;
 use crate::identity::NetworkId;
 use crate::lan::Lan;
 use crate::limits;
-use crate::nat::NatProfile;
+use crate::nat::hairpins::Hairpins;
 use crate::nat::ledger::Ledger;
 use crate::nat::portmap::PortMapper;
 use crate::nat::profile::Prober;
+use crate::nat::{NatProfile, Pooling};
 use crate::path::PathKey;
 use crate::path::candidates::own_candidates;
 use crate::peer::{Peer, PeerIndex, PendingPing};
@@ -104,6 +105,8 @@ pub struct Engine {
     /// Relay channels by the relay's address and the number that it gave us.
     channels: BTreeMap<(SocketAddr, u32), (RelayHandle, PeerIndex)>,
     host: Vec<HostAddress>,
+    /// There was a real one among them at some time.
+    was_online: bool,
     ports: (Option<u16>, Option<u16>),
     /// The largest MTU among this host's links.
     link_mtu: u16,
@@ -114,6 +117,7 @@ pub struct Engine {
     /// The attempt to get through a hard NAT that is under way: one for all peers.
     attempt: Option<Box<Attempt>>,
     ledger: Ledger,
+    hairpins: Hairpins,
     traversal: Traversal,
     /// Our addresses, and what our NAT does, as peers were last told.
     offered: (Vec<SocketAddr>, NatProfile),
@@ -144,6 +148,7 @@ impl Engine {
             next_relay: 0,
             channels: BTreeMap::new(),
             host: Vec::new(),
+            was_online: false,
             ports: (None, None),
             link_mtu: 0,
             too_big: Bucket::default(),
@@ -151,6 +156,7 @@ impl Engine {
             spares: Spares::default(),
             attempt: None,
             ledger: Ledger::default(),
+            hairpins: Hairpins::default(),
             traversal: Traversal::default(),
             offered: Default::default(),
             port_mapper: PortMapper::default(),
@@ -271,8 +277,18 @@ impl Engine {
             &self.host,
             self.ports,
             middle.into_iter().flatten().chain(self.offered_mappings()),
-            self.prober.reflexive().chain(observed),
+            self.prober.reflexive().chain(observed).chain(self.pool()),
         )
+    }
+
+    /// The other addresses of a NAT that gives out several, with the port that relays see: what we send to a peer may come
+    /// from any, and gets in where the peer has sent there.
+    fn pool(&self) -> impl Iterator<Item = SocketAddr> {
+        let pooling = self.nat_profile().pooling;
+        let port = self.prober.reflexive().find(SocketAddr::is_ipv4);
+        let port = port.filter(|_| pooling == Pooling::Arbitrary);
+        let addresses = self.prober.findings().addresses.iter();
+        addresses.filter_map(move |ip| Some(SocketAddr::new(*ip, port?.port())))
     }
 
     fn is_own_address(&self, address: SocketAddr) -> bool {
@@ -344,7 +360,7 @@ impl Engine {
             return false;
         };
         match self.seal_control(now, index, message) {
-            Some(sealed) => self.transmit(index, key, sealed, ttl),
+            Some(sealed) => self.transmit(now, index, key, sealed, ttl),
             None => false,
         }
     }

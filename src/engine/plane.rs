@@ -460,11 +460,16 @@ impl Engine {
     /// Sends a sealed message on one path. `false` if the path leads nowhere now.
     pub(super) fn transmit(
         &mut self,
+        now: Instant,
         index: PeerIndex,
         key: PathKey,
         sealed: Vec<u8>,
         ttl: Option<u8>,
     ) -> bool {
+        // See `RelayClient::put_off`: the same goes for probes and handshakes.
+        if self.is_offline() && self.host.is_empty() {
+            return false;
+        }
         let Some(peer) = self.peers.get_mut(index.0 as usize) else {
             return false;
         };
@@ -498,7 +503,7 @@ impl Engine {
                     });
                     true
                 }
-                _ => self.send_by_relay(index, relay, sealed),
+                _ => self.send_by_relay(now, index, relay, sealed),
             },
         }
     }

@@ -1,6 +1,6 @@
 //! Spare sockets: local ports beside the mesh socket's, for measurements and for NATs that one port does not open.
 //!
-//! All are IPv4: nobody translates the ports of IPv6.
+//! All are IPv4, as hardly anybody translates the ports of IPv6, except for those that measure what is done there.
 
 use std::collections::BTreeMap;
 
@@ -75,7 +75,7 @@ impl Spares {
 }
 
 impl Engine {
-    /// Says which port the kernel gave to a socket that [`SocketAction::Open`] asked for; `None` if there is none to be
+    /// Says which port the kernel gave to a socket that was asked for by [`SocketAction::Open`] or [`SocketAction::OpenV6`]; `None` if there is none to be
     /// had.
     pub fn socket_opened(&mut self, now: Instant, socket: SocketId, port: Option<u16>) {
         let owner = self.spares.open.get_mut(&socket).map(|spare| {
@@ -102,7 +102,12 @@ impl Engine {
     }
 
     /// So many new spare sockets, or none at all.
-    pub(super) fn open_spares(&mut self, owner: Owner, count: usize) -> Vec<SocketId> {
+    pub(super) fn open_spares(
+        &mut self,
+        owner: Owner,
+        action: SocketAction,
+        count: usize,
+    ) -> Vec<SocketId> {
         if self.spares.open.len() + count > limits::SPARE_SOCKETS {
             return Vec::new();
         }
@@ -110,8 +115,7 @@ impl Engine {
             .filter_map(|_| self.spares.allot(owner))
             .collect();
         for socket in &sockets {
-            self.outputs
-                .push_back(Output::Socket(*socket, SocketAction::Open));
+            self.outputs.push_back(Output::Socket(*socket, action));
         }
         sockets
     }

@@ -1,6 +1,6 @@
 //! What the engine tells about itself.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{
     Drops, Engine, Event, NetcheckReport, Network, NetworkIndex, NetworkStatus, PeerStatus,
@@ -101,6 +101,17 @@ impl Engine {
         lines
     }
 
+    /// Our external IPv4 addresses, those of measurements and those of the mesh socket.
+    fn outside(&self) -> Vec<IpAddr> {
+        let reflexive = self.prober.reflexive().map(|address| address.ip());
+        let measured = self.prober.findings().addresses.iter().copied();
+        let mut addresses: Vec<IpAddr> =
+            reflexive.chain(measured).filter(IpAddr::is_ipv4).collect();
+        addresses.sort();
+        addresses.dedup();
+        addresses
+    }
+
     pub(super) fn report_netcheck(&mut self, network: NetworkIndex, token: u64) {
         let relays = self
             .networks
@@ -120,6 +131,9 @@ impl Engine {
             ipv4: reflexive.iter().find(|address| address.is_ipv4()).copied(),
             ipv6: reflexive.iter().find(|address| address.is_ipv6()).copied(),
             profile: self.nat_profile(),
+            addresses: self.outside(),
+            ipv6_translated: self.prober.findings_v6().translated,
+            ipv6_filtering: self.prober.findings_v6().profile.filtering,
             port_mapping: self.port_mapper.offers().into_iter().collect(),
             relays,
         };

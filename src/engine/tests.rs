@@ -26,6 +26,7 @@ struct Host {
     events: Vec<Event>,
     dials: usize,
     greeted: bool,
+    hastened: Vec<ClientMessage>,
 }
 
 struct Pair {
@@ -101,6 +102,7 @@ fn host(
         events: Vec::new(),
         dials: 0,
         greeted: false,
+        hastened: Vec::new(),
     }
 }
 
@@ -158,7 +160,7 @@ impl Pair {
                 } => self.datagram(at, from, remote, payload),
                 // An opener, which dies on the way, or from a spare socket, for which this network is too small.
                 Output::Datagram { .. } => {}
-                Output::Socket(socket, SocketAction::Open) => {
+                Output::Socket(socket, SocketAction::Open | SocketAction::OpenV6) => {
                     let now = self.now;
                     self.hosts[at].engine.socket_opened(now, socket, None);
                 }
@@ -199,6 +201,7 @@ impl Pair {
                 return self.relay_event(at, handle, event);
             }
             RelayAction::Hangup => return,
+            RelayAction::Hasten(message) => return self.hosts[at].hastened.push(message),
             RelayAction::Send(message) => message,
         };
         let peer = self.hosts[1 - at].id;
@@ -504,6 +507,82 @@ fn a_cloned_key_ends_in_a_health_line_and_not_in_a_fight() {
 }
 
 #[test]
+fn what_is_said_to_a_relay_after_a_move_does_not_wait_for_what_was_lost() {
+    let mut pair = Pair::new(true, false);
+    pair.direct_open = false;
+    let packet = pair.inner_packet(0, 1);
+    pair.send(0, &packet);
+    pair.run(Duration::from_secs(5));
+    assert!(pair.hosts[0].hastened.is_empty());
+    let elsewhere = HostAddress {
+        ip: [198, 51, 100, 77].into(),
+        virtual_interface: false,
+        mtu: 1_500,
+    };
+    let now = pair.now;
+    pair.hosts[0]
+        .engine
+        .set_local_addresses(now, &[elsewhere], Some(41_820), None);
+    pair.drain(0);
+    let challenge = crate::wire::relay::challenge_frame(9);
+    pair.deliver(0, pair.relay, &challenge);
+    pair.run(Duration::from_millis(20));
+    let said = |wanted: fn(&ClientMessage) -> bool| pair.hosts[0].hastened.iter().any(wanted);
+    assert!(said(|message| matches!(
+        message,
+        ClientMessage::Ping { .. }
+    )));
+    assert!(said(|message| matches!(
+        message,
+        ClientMessage::Send { .. }
+    )));
+    let proof = ClientMessage::ProveAddress { nonce: 9 };
+    assert!(pair.hosts[0].hastened.contains(&proof));
+    // Later there is nothing to overtake.
+    pair.run(Duration::from_secs(3));
+    pair.hosts[0].hastened.clear();
+    pair.deliver(0, pair.relay, &challenge);
+    assert!(pair.hosts[0].hastened.is_empty());
+}
+
+#[test]
+fn a_host_without_any_network_gives_no_relay_up() {
+    let mut pair = Pair::new(true, false);
+    pair.direct_open = false;
+    let packet = pair.inner_packet(0, 1);
+    pair.send(0, &packet);
+    pair.run(Duration::from_secs(5));
+    let dials = pair.hosts[0].dials;
+    let now = pair.now;
+    pair.hosts[0]
+        .engine
+        .set_local_addresses(now, &[], Some(41_820), None);
+    pair.relay_up = false;
+    for number in 0..100 {
+        let packet = pair.inner_packet(0, number);
+        pair.send(0, &packet);
+        pair.run(Duration::from_millis(50));
+    }
+    pair.relay_up = true;
+    let own = HostAddress {
+        ip: pair.hosts[0].address.ip(),
+        virtual_interface: false,
+        mtu: 1_500,
+    };
+    let now = pair.now;
+    pair.hosts[0]
+        .engine
+        .set_local_addresses(now, &[own], Some(41_820), None);
+    pair.drain(0);
+    pair.hosts[1].received.clear();
+    let packet = pair.inner_packet(0, 200);
+    pair.send(0, &packet);
+    pair.run(Duration::from_millis(10));
+    assert_eq!(pair.hosts[1].received, [packet]);
+    assert_eq!(pair.hosts[0].dials, dials);
+}
+
+#[test]
 fn random_datagrams_change_nothing_and_are_counted() {
     let mut pair = Pair::new(true, false);
     pair.run(Duration::ZERO);
@@ -570,7 +649,7 @@ fn a_spare_socket_takes_nothing_but_wireguard_and_stun_and_nothing_once_it_is_cl
     let mut pair = Pair::new(true, false);
     let now = pair.now;
     let engine = &mut pair.hosts[0].engine;
-    let socket = engine.open_spares(super::spares::Owner::Survey, 1)[0];
+    let socket = engine.open_spares(super::spares::Owner::Survey, SocketAction::Open, 1)[0];
     let from = SocketAddr::from(([198, 51, 100, 9], 7));
     let mut drops = engine.drops().unknown_protocol;
     let wireguard = [&[4u8, 0, 0, 0][..], &[0; 28]].concat();

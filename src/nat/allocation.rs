@@ -26,7 +26,7 @@ pub enum Allocation {
     },
 }
 
-/// Sockets that are asked about one after the other.
+/// Sockets that ask in a row.
 pub(crate) const SAMPLES: usize = 6;
 /// Largest step that counts as a rule.
 const MAX_DELTA: i32 = 5;
@@ -38,9 +38,14 @@ const ENOUGH: usize = 4;
 /// What became of one fresh socket.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sample {
+    /// Its place in the row.
+    pub(crate) place: usize,
+    /// When it was answered.
     pub(crate) at: Instant,
     pub(crate) local: u16,
     pub(crate) external: u16,
+    /// It had to ask again, so nobody knows when the NAT saw it first.
+    pub(crate) again: bool,
 }
 
 impl Allocation {
@@ -62,35 +67,72 @@ impl Allocation {
         }
     }
 
-    /// What these samples show, in the order in which they were taken, and how many ports a second others take.
-    pub(crate) fn of(samples: &[Sample]) -> (Self, f64) {
+    /// What these samples show, in the order in which they were sent.
+    pub(crate) fn of(samples: &[Sample]) -> Self {
         if samples.len() < ENOUGH {
-            return (Self::Unknown, 0.0);
+            return Self::Unknown;
         }
         let preserved = samples
             .iter()
             .filter(|sample| sample.local == sample.external);
         // One of them may have been in use by somebody else.
         if preserved.count() + 1 >= samples.len() {
-            return (Self::Preserving, 0.0);
+            return Self::Preserving;
         }
-        let steps: Vec<i32> = samples
-            .windows(2)
-            .map(|pair| step(pair[0], pair[1]))
-            .collect();
-        let missing = SAMPLES - samples.len();
-        for delta in (-MAX_DELTA..=MAX_DELTA).filter(|delta| *delta != 0) {
-            let agreeing = steps.iter().filter(|step| **step == delta).count();
-            if agreeing + missing >= AGREEING && agreeing * 2 > steps.len() {
-                let delta = i8::try_from(delta).unwrap_or(1);
-                return (Self::Sequential { delta }, foreign(samples, delta));
-            }
+        let once = samples.iter().filter(|sample| !sample.again);
+        let once: Vec<Sample> = once.copied().collect();
+        let found = in_order(samples)
+            .or_else(|| in_order(&once))
+            .or_else(|| in_some_order(samples));
+        if let Some(delta) = found {
+            return Self::Sequential { delta };
         }
         let ports = samples.iter().map(|sample| sample.external);
         let (low, high) = ports.fold((u16::MAX, 0), |(low, high), port| {
             (low.min(port), high.max(port))
         });
-        (Self::Random { low, high }, 0.0)
+        Self::Random { low, high }
+    }
+}
+
+/// The step from each sample to the next one, if most agree.
+fn in_order(samples: &[Sample]) -> Option<i8> {
+    let steps: Vec<i32> = samples
+        .windows(2)
+        .map(|pair| step(pair[0], pair[1]))
+        .collect();
+    let missing = SAMPLES.saturating_sub(samples.len());
+    let agreed = |delta: &i32| {
+        let agreeing = steps.iter().filter(|step| *step == delta).count();
+        agreeing + missing >= AGREEING && agreeing * 2 > steps.len()
+    };
+    let mut deltas = (-MAX_DELTA..=MAX_DELTA).filter(|delta| *delta != 0);
+    let delta = deltas.find(agreed)?;
+    (samples.len() >= ENOUGH)
+        .then(|| i8::try_from(delta).ok())
+        .flatten()
+}
+
+/// The same for samples that have overtaken each other on the way to the NAT: they fill a range evenly, and most pairs of
+/// them are in order.
+fn in_some_order(samples: &[Sample]) -> Option<i8> {
+    let first = *samples.first()?;
+    let mut offsets: Vec<i32> = samples.iter().map(|sample| step(first, *sample)).collect();
+    let later = |at: usize| offsets[at + 1..].iter().map(move |other| (at, other));
+    let pairs: Vec<bool> = (0..offsets.len())
+        .flat_map(later)
+        .map(|(at, other)| *other > offsets[at])
+        .collect();
+    let rising = pairs.iter().filter(|rises| **rises).count();
+    offsets.sort_unstable();
+    let steps: Vec<i32> = offsets.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let agreed = |delta: &i32| steps.iter().filter(|step| *step == delta).count() >= AGREEING;
+    let delta = i8::try_from((1..=MAX_DELTA).find(agreed)?).ok()?;
+    // By chance half of the pairs would be.
+    match rising * 10 / pairs.len().max(1) {
+        7.. => Some(delta),
+        0..=2 => Some(-delta),
+        _ => None,
     }
 }
 
@@ -99,14 +141,11 @@ fn step(from: Sample, to: Sample) -> i32 {
     i32::from(to.external.wrapping_sub(from.external) as i16)
 }
 
-/// Ports a second that were taken by others while we sampled.
-fn foreign(samples: &[Sample], delta: i8) -> f64 {
-    let (Some(first), Some(last)) = (samples.first(), samples.last()) else {
-        return 0.0;
-    };
-    let advance = step(*first, *last) / i32::from(delta);
-    let own = i32::try_from(samples.len()).unwrap_or(0) - 1;
-    let elapsed = last.at.since(first.at).max(Duration::from_millis(1));
+/// Ports a second that others took between two samples of a NAT that counts.
+pub(crate) fn foreign(delta: i8, first: Sample, late: Sample) -> f64 {
+    let advance = step(first, late) / i32::from(delta);
+    let own = i32::try_from(late.place - first.place).unwrap_or(0);
+    let elapsed = late.at.since(first.at).max(Duration::from_millis(1));
     f64::from((advance - own).max(0)) / elapsed.as_secs_f64()
 }
 
@@ -125,21 +164,27 @@ mod tests {
 
     fn samples(externals: &[u16]) -> Vec<Sample> {
         let sample = |(at, external): (usize, &u16)| Sample {
+            place: at,
             at: Instant::from_boot(Duration::from_millis(1_000 + 100 * at as u64)),
             local: 40_000 + 7 * at as u16,
             external: *external,
+            again: false,
         };
         externals.iter().enumerate().map(sample).collect()
+    }
+
+    fn of(externals: &[u16]) -> Allocation {
+        Allocation::of(&samples(externals))
     }
 
     #[test]
     fn ports_of_our_own_are_preserved_even_if_one_was_in_use() {
         let mut taken = samples(&[40_000, 40_007, 40_014, 40_021, 40_028, 40_035]);
-        assert_eq!(Allocation::of(&taken).0, Allocation::Preserving);
+        assert_eq!(Allocation::of(&taken), Allocation::Preserving);
         taken[3].external = 9;
-        assert_eq!(Allocation::of(&taken).0, Allocation::Preserving);
+        assert_eq!(Allocation::of(&taken), Allocation::Preserving);
         taken[4].external = 10;
-        assert_ne!(Allocation::of(&taken).0, Allocation::Preserving);
+        assert_ne!(Allocation::of(&taken), Allocation::Preserving);
     }
 
     #[test]
@@ -148,15 +193,35 @@ mod tests {
             let ports: Vec<u16> = (0..6)
                 .map(|at| 65_533u16.wrapping_add_signed(i16::from(delta) * at))
                 .collect();
-            let expected = Allocation::Sequential { delta };
-            assert_eq!(Allocation::of(&samples(&ports)), (expected, 0.0));
+            assert_eq!(of(&ports), Allocation::Sequential { delta });
         }
-        let (busy, foreign) = Allocation::of(&samples(&[100, 101, 102, 107, 108, 109]));
+        let busy = of(&[100, 101, 102, 107, 108, 109]);
         assert_eq!(busy, Allocation::Sequential { delta: 1 });
-        assert!(
-            (foreign - 8.0).abs() < 1e-9,
-            "4 ports in half a second: {foreign}"
-        );
+    }
+
+    #[test]
+    fn ports_that_others_take_are_counted_until_a_late_sample() {
+        let row = samples(&[100, 101, 102, 103, 104, 105, 110]);
+        let rate = foreign(1, row[0], row[6]);
+        assert!((rate - 4.0 / 0.6).abs() < 1e-9, "{rate}");
+        let row = samples(&[9, 7, 5, 3, 1, 65_535, 65_533]);
+        assert_eq!(foreign(-2, row[0], row[6]), 0.0);
+        let rate = foreign(-2, row[2], samples(&[0, 0, 0, 0, 0, 0, 65_531])[6]);
+        assert!((rate - 1.0 / 0.4).abs() < 1e-9, "{rate}");
+    }
+
+    #[test]
+    fn samples_that_were_sent_again_or_overtook_each_other_still_show_the_step() {
+        let counted = |delta| Allocation::Sequential { delta };
+        // The third came again after all others.
+        let mut late = samples(&[100, 101, 105, 102, 103, 104]);
+        late[2].again = true;
+        assert_eq!(Allocation::of(&late), counted(1));
+        assert_eq!(of(&[101, 100, 102, 103, 105, 104]), counted(1));
+        assert_eq!(of(&[102, 104, 100, 98, 96, 94]), counted(-2));
+        let (low, high) = (100, 105);
+        let shuffled = of(&[103, 100, 105, 101, 104, 102]);
+        assert_eq!(shuffled, Allocation::Random { low, high }, "in no order");
     }
 
     #[test]
@@ -165,17 +230,17 @@ mod tests {
             [100, 101, 102, 107, 112, 113],
             [100, 106, 112, 118, 124, 130],
             [100, 100, 100, 100, 100, 100],
+            [100, 115, 103, 131, 122, 108],
         ] {
-            let (found, _) = Allocation::of(&samples(&ports));
             let (low, high) = (100, *ports.iter().max().unwrap());
-            assert_eq!(found, Allocation::Random { low, high }, "{ports:?}");
+            assert_eq!(of(&ports), Allocation::Random { low, high }, "{ports:?}");
         }
     }
 
     #[test]
     fn too_few_samples_show_nothing() {
-        assert_eq!(Allocation::of(&samples(&[1, 2, 3])).0, Allocation::Unknown);
-        assert_eq!(Allocation::of(&[]).0, Allocation::Unknown);
+        assert_eq!(of(&[1, 2, 3]), Allocation::Unknown);
+        assert_eq!(of(&[]), Allocation::Unknown);
     }
 
     #[test]

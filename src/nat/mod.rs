@@ -2,10 +2,12 @@
 //!
 //! Terms are RFC 4787's. [`profile`] asks the relays where we are seen, [`survey`] how the NAT behaves, from sockets that
 //! are used for nothing else. [`punch`] schedules the simultaneous opening, [`strategy`] says what is left to do where that
-//! cannot work, [`salvo`] is how that is done, and [`ledger`] keeps it within bounds. [`portmap`]
+//! cannot work, [`salvo`] is how that is done, [`ledger`] keeps it within bounds, and [`hairpins`]
+//! remembers which NATs can be passed twice. [`portmap`]
 //! asks the router for a way in.
 
 mod allocation;
+pub(crate) mod hairpins;
 pub(crate) mod ledger;
 pub mod portmap;
 pub(crate) mod profile;
@@ -47,6 +49,39 @@ pub enum Filtering {
     AddressAndPortDependent = 3,
     /// From other ports of an address that was sent to, if not from anyone: one relay cannot tell the two apart.
     NotPortDependent = 4,
+}
+
+/// How a NAT with several external addresses chooses one (RFC 4787, section 4.1, REQ-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Pooling {
+    /// Not measured, or there is no NAT.
+    #[default]
+    Unknown = 0,
+    /// The same one for everything that a host sends; it may be the only one.
+    Paired = 1,
+    /// Any, for each mapping anew or by the destination's address.
+    Arbitrary = 2,
+}
+
+impl Pooling {
+    /// As in `netcheck --json`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Paired => "paired",
+            Self::Arbitrary => "arbitrary",
+        }
+    }
+
+    pub(crate) const fn from_wire(value: u8) -> Option<Self> {
+        Some(match value {
+            0 => Self::Unknown,
+            1 => Self::Paired,
+            2 => Self::Arbitrary,
+            _ => return None,
+        })
+    }
 }
 
 impl Mapping {
@@ -105,4 +140,6 @@ pub struct NatProfile {
     pub allocation: Allocation,
     /// Hosts behind it reach each other by their external addresses.
     pub hairpin: Option<bool>,
+    /// Which of its external addresses a mapping gets.
+    pub pooling: Pooling,
 }

@@ -3,12 +3,13 @@
 //! A round asks the relays' main ports only, which the socket talks to anyway; see [`super::survey`] for the reason.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::survey::{Findings, Request, Survey};
-use super::{Allocation, Filtering, Mapping};
-use crate::engine::SocketId;
+use super::{Allocation, Filtering, Mapping, Pooling};
+use crate::engine::{RelayHandle, SocketId};
+use crate::limits;
 use crate::rng::Random;
 use crate::time::Instant;
 use crate::wire::stun::{self, TransactionId};
@@ -31,13 +32,35 @@ struct Answer {
 }
 
 /// A relay that can be asked.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct StunServer {
     pub(crate) main: SocketAddr,
     /// Its second port.
     pub(crate) alternative: Option<SocketAddr>,
     /// Its second address.
     pub(crate) elsewhere: Option<SocketAddr>,
+    /// Our connection to it.
+    pub(crate) relay: RelayHandle,
+    /// Our address, as it sees it on that.
+    pub(crate) observed: Option<IpAddr>,
+}
+
+/// A relay's address that a survey compares with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Other {
+    pub(crate) address: SocketAddr,
+    pub(crate) rtt: Duration,
+    /// The relay that sends from there what it is asked to, and where it sees us; `None` for a second address.
+    pub(crate) knocker: Option<(RelayHandle, IpAddr)>,
+}
+
+/// Whom a survey asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) server: StunServer,
+    pub(crate) rtt: Duration,
+    /// At most [`limits::SURVEY_RELAYS`].
+    pub(crate) others: Vec<Other>,
 }
 
 struct Round {
@@ -52,7 +75,7 @@ struct Round {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
     Nothing,
-    /// A round has ended. A survey is to follow if [`Prober::survey_plan`] has one.
+    /// A round has ended. Surveys are to follow, as [`Prober::survey_plans`] says.
     Round,
     /// A survey has ended; its sockets can be closed.
     Survey,
@@ -61,31 +84,35 @@ pub(crate) enum Progress {
 /// The measurement, and what the last one found.
 pub(crate) struct Prober {
     round: Option<Round>,
-    survey: Option<Survey>,
+    /// One for each address family at most.
+    surveys: Vec<Survey>,
     next: Instant,
     answers: BTreeMap<SocketAddr, Answer>,
     servers: Vec<StunServer>,
     findings: Findings,
+    /// Those about IPv6.
+    findings_v6: Findings,
 }
 
 impl Prober {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             round: None,
-            survey: None,
+            surveys: Vec::new(),
             next: now + INTERVAL,
             answers: BTreeMap::new(),
             servers: Vec::new(),
             findings: Findings::default(),
+            findings_v6: Findings::default(),
         }
     }
 
     /// The network changed: what was measured holds no longer. Returns the sockets of a survey that was under way.
     pub(crate) fn reset(&mut self, now: Instant) -> Vec<SocketId> {
-        let survey = self.survey.take();
+        let surveys = std::mem::take(&mut self.surveys);
         *self = Self::new(now);
         self.request(now);
-        survey.map_or_else(Vec::new, |survey| survey.sockets().collect())
+        surveys.iter().flat_map(Survey::sockets).collect()
     }
 
     /// Measures at the next timeout: a relay was connected, the network changed, or a person asks.
@@ -94,9 +121,10 @@ impl Prober {
     }
 
     pub(crate) fn deadline(&self) -> Instant {
-        match (&self.round, &self.survey) {
+        let surveys = self.surveys.iter().map(Survey::deadline).min();
+        match (&self.round, surveys) {
             (Some(round), _) => round.next_step(),
-            (None, Some(survey)) => survey.deadline(),
+            (None, Some(deadline)) => deadline,
             (None, None) => self.next,
         }
     }
@@ -108,9 +136,10 @@ impl Prober {
         rng: &mut Random,
         servers: impl FnOnce() -> Vec<StunServer>,
     ) -> (Vec<Request>, Progress) {
-        if let Some(survey) = &mut self.survey {
-            let requests = survey.poll(now, rng);
-            let over = if survey.is_done() {
+        if !self.surveys.is_empty() {
+            let surveys = self.surveys.iter_mut();
+            let requests = surveys.flat_map(|survey| survey.poll(now, rng)).collect();
+            let over = if self.surveys.iter().any(Survey::is_done) {
                 Progress::Survey
             } else {
                 Progress::Nothing
@@ -140,64 +169,75 @@ impl Prober {
         (Vec::new(), Progress::Round)
     }
 
-    /// Whom the survey after a round asks: the nearest of the relays that have a second port, better still a second
-    /// address, or else the nearest, with its round trip time; and which relays at other addresses it compares with. Only
-    /// IPv4 is translated.
-    pub(crate) fn survey_plan(
-        &self,
-        now: Instant,
-    ) -> Option<(StunServer, Vec<SocketAddr>, Duration)> {
-        if self.survey.is_some() || self.next <= now {
-            return None; // another round follows at once, with more relays
+    /// Whom the surveys after a round ask, one for each address family that a relay answered in.
+    pub(crate) fn survey_plans(&self, now: Instant) -> Vec<Plan> {
+        if !self.surveys.is_empty() || self.next <= now {
+            return Vec::new(); // another round follows at once, with more relays
         }
+        let plans = [true, false].into_iter();
+        plans.filter_map(|v4| self.survey_plan(v4)).collect()
+    }
+
+    /// The nearest of the relays that have a second port, better still a second address, or else the nearest; and those at
+    /// other addresses, the nearest first.
+    fn survey_plan(&self, v4: bool) -> Option<Plan> {
         let answered = self.servers.iter().filter_map(|server| {
             let answer = self.answers.get(&server.main)?;
-            server.main.is_ipv4().then_some((*server, answer.rtt))
+            (server.main.is_ipv4() == v4).then_some((*server, answer.rtt))
         });
         let (server, rtt) = answered.clone().min_by_key(|(server, rtt)| {
             let lacking = (server.alternative.is_none(), server.elsewhere.is_none());
             (lacking, *rtt)
         })?;
-        let others = answered
-            .map(|(other, _)| other.main)
-            .chain(server.elsewhere);
-        let others = others.filter(|other| other.ip() != server.main.ip());
-        Some((server, others.collect(), rtt))
+        let others = answered.map(|(other, rtt)| Other {
+            address: other.main,
+            rtt,
+            knocker: other.observed.map(|observed| (other.relay, observed)),
+        });
+        let elsewhere = server.elsewhere.map(|address| Other {
+            address,
+            rtt,
+            knocker: None,
+        });
+        let others = others.chain(elsewhere);
+        let mut others: Vec<Other> = others
+            .filter(|other| other.address.ip() != server.main.ip())
+            .collect();
+        others.sort_by_key(|other| other.rtt);
+        others.truncate(limits::SURVEY_RELAYS);
+        Some(Plan {
+            server,
+            rtt,
+            others,
+        })
     }
 
     pub(crate) fn begin_survey(&mut self, survey: Survey) {
-        self.survey = Some(survey);
+        self.surveys.push(survey);
     }
 
-    /// Takes over what a survey found that is done; returns its sockets.
-    pub(crate) fn end_survey(&mut self, own: impl Fn(SocketAddr) -> bool) -> Vec<SocketId> {
-        let Some(survey) = self.survey.take() else {
-            return Vec::new();
-        };
-        let before = self.findings.profile;
-        self.findings = survey.findings(own);
-        // What a loss kept it from telling is as it was: nothing has changed on our side since.
-        let found = &mut self.findings.profile;
-        if found.mapping == Mapping::Unknown {
-            found.mapping = before.mapping;
+    /// Takes over what surveys found that are done; returns their sockets.
+    pub(crate) fn end_surveys(&mut self, own: impl Fn(SocketAddr) -> bool) -> Vec<SocketId> {
+        let done = self.surveys.extract_if(.., |survey| survey.is_done());
+        let done: Vec<Survey> = done.collect();
+        for survey in &done {
+            let kept = if survey.is_v6() {
+                &mut self.findings_v6
+            } else {
+                &mut self.findings
+            };
+            take_over(kept, survey.findings(&own));
         }
-        if found.filtering == Filtering::Unknown {
-            found.filtering = before.filtering;
-        }
-        if found.allocation == Allocation::Unknown {
-            found.allocation = before.allocation;
-        }
-        found.hairpin = found.hairpin.or(before.hairpin);
-        survey.sockets().collect()
+        done.iter().flat_map(Survey::sockets).collect()
     }
 
-    pub(crate) fn survey_mut(&mut self) -> Option<&mut Survey> {
-        self.survey.as_mut()
+    pub(crate) fn surveys_mut(&mut self) -> &mut [Survey] {
+        &mut self.surveys
     }
 
     /// True while there is more to come of what was asked for at `now`.
     pub(crate) fn is_busy(&self, now: Instant) -> bool {
-        self.round.is_some() || self.survey.is_some() || self.next <= now
+        self.round.is_some() || !self.surveys.is_empty() || self.next <= now
     }
 
     /// Takes a STUN response to the mesh socket; `true` if it answers one of our requests.
@@ -244,9 +284,47 @@ impl Prober {
     }
 
     /// What the last survey says about the NAT.
-    pub(crate) fn findings(&self) -> Findings {
-        self.findings
+    pub(crate) fn findings(&self) -> &Findings {
+        &self.findings
     }
+
+    /// The same for IPv6.
+    pub(crate) fn findings_v6(&self) -> &Findings {
+        &self.findings_v6
+    }
+}
+
+/// What a loss kept a survey from telling is as it was before: nothing has changed on our side since.
+fn take_over(kept: &mut Findings, new: Findings) {
+    let before = std::mem::replace(kept, new);
+    if kept.profile.pooling == Pooling::Arbitrary {
+        remember(&mut kept.addresses, &before.addresses);
+    }
+    kept.translated = kept.translated.or(before.translated);
+    let (found, before) = (&mut kept.profile, before.profile);
+    if found.mapping == Mapping::Unknown {
+        found.mapping = before.mapping;
+    }
+    if found.filtering == Filtering::Unknown {
+        found.filtering = before.filtering;
+    }
+    if found.allocation == Allocation::Unknown {
+        found.allocation = before.allocation;
+    }
+    if found.pooling == Pooling::Unknown {
+        found.pooling = before.pooling;
+    }
+    found.hairpin = found.hairpin.or(before.hairpin);
+}
+
+/// Adds addresses that were seen earlier: chance shows some of many each time.
+fn remember(addresses: &mut Vec<IpAddr>, earlier: &[IpAddr]) {
+    for address in earlier {
+        if addresses.len() < limits::POOL_ADDRESSES && !addresses.contains(address) {
+            addresses.push(*address);
+        }
+    }
+    addresses.sort();
 }
 
 impl Round {
@@ -276,7 +354,7 @@ impl Round {
                 }
                 let id = rng.bytes();
                 self.pending.insert(id, (server.main, now));
-                requests.push(Request {
+                requests.push(Request::Datagram {
                     socket: SocketId::MESH,
                     remote: server.main,
                     payload: stun::binding_request(&id, stun::Change::Nothing),

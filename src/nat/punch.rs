@@ -11,11 +11,12 @@ use std::time::Duration;
 use crate::limits;
 use crate::time::Instant;
 
-/// When openers go out, counted from the start, and how many routers they pass. 2 dies on the first router behind a
-/// plain home NAT. Behind two NATs it takes one more, and an opener that goes too far arrives after the peer's own
+/// How many routers the first opener passes: it dies on the first one behind a plain home NAT.
+pub(crate) const FIRST_OPENER: u8 = 2;
+/// When openers go out, counted from the start, and how many routers they pass. Behind two NATs it takes one more, and an opener that goes too far arrives after the peer's own
 /// first opener has left, so that it finds a mapping to fit.
 const OPENERS: [(Duration, u8); 3] = [
-    (Duration::ZERO, 2),
+    (Duration::ZERO, FIRST_OPENER),
     (Duration::from_millis(5), 3),
     (Duration::from_millis(10), 4),
 ];
@@ -73,6 +74,8 @@ pub(crate) struct Punch {
     schedule: Instant,
     /// How often it did.
     repeated: u32,
+    /// When something else is to be tried beside it.
+    hedge: Option<Instant>,
 }
 
 impl Punch {
@@ -93,7 +96,19 @@ impl Punch {
             later,
             schedule: start,
             repeated: 0,
+            hedge: None,
         }
+    }
+
+    /// So long after its start something else is to be tried beside it.
+    pub(crate) fn hedged(self, after: Duration) -> Self {
+        let hedge = Some(self.start + after);
+        Self { hedge, ..self }
+    }
+
+    /// True once, when that is due.
+    pub(crate) fn take_hedge(&mut self, now: Instant) -> bool {
+        self.hedge.take_if(|hedge| *hedge <= now).is_some()
     }
 
     /// It has turned out that only what needs no NAT opened may answer.
@@ -143,6 +158,12 @@ impl Punch {
         let mut steps = openers.chain(probes.iter().copied()).skip(self.step);
         let end = probes.last().copied().unwrap_or_default() + wait;
         self.schedule + steps.next().unwrap_or(end)
+    }
+
+    /// When something is due, be it beside the round.
+    pub(crate) fn wake(&self) -> Instant {
+        let deadline = self.deadline();
+        self.hedge.map_or(deadline, |hedge| hedge.min(deadline))
     }
 
     /// The step that is due at `now`, if one is.
@@ -229,5 +250,20 @@ mod tests {
         }
         assert_eq!(punch.targets().len(), limits::MAX_CANDIDATES);
         assert!(!punch.add_target(punch.targets()[0]));
+    }
+
+    #[test]
+    fn something_else_is_due_beside_a_round_once() {
+        let start = Instant::from_boot(Duration::from_secs(9));
+        let later = Duration::from_millis(100);
+        let mut punch = Punch::new(start, Vec::new(), Vec::new(), false).hedged(later);
+        while punch.wake() < start + later {
+            assert!(!punch.take_hedge(punch.wake()));
+            assert!(punch.poll(punch.wake()).is_some());
+        }
+        assert_eq!(punch.wake(), start + later);
+        assert!(punch.take_hedge(start + later));
+        assert!(!punch.take_hedge(start + later));
+        assert_eq!(punch.wake(), punch.deadline());
     }
 }

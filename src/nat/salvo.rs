@@ -53,16 +53,27 @@ pub(crate) struct Salvo {
 enum Kind {
     Meet,
     Open,
-    /// Distinct ports in the order in which they are tried.
+    /// Ports in the order in which they are tried, each as often as there are addresses.
     Search(Vec<u16>),
 }
 
 impl Salvo {
-    pub(crate) fn new(start: Instant, plan: Plan, sockets: usize, rng: &mut Random) -> Self {
+    /// `addresses`: how many a search goes to; it tries each port at all of them, one after the other.
+    pub(crate) fn new(
+        start: Instant,
+        plan: Plan,
+        sockets: usize,
+        addresses: usize,
+        rng: &mut Random,
+    ) -> Self {
         let kind = match plan {
             Plan::Meet(_) => Kind::Meet,
             Plan::Open => Kind::Open,
-            Plan::Search { block, .. } => Kind::Search(ports(block, rng)),
+            Plan::Search { block, .. } => {
+                let ports = ports(block, rng).into_iter();
+                let each = ports.flat_map(|port| std::iter::repeat_n(port, addresses.max(1)));
+                Kind::Search(each.take(limits::SPRAY_PROBES).collect())
+            }
         };
         let (step, sent) = (0, 0);
         Self {
@@ -194,7 +205,7 @@ mod tests {
     fn run(plan: Plan) -> Vec<(Duration, Shot)> {
         let start = Instant::from_boot(Duration::from_secs(100));
         let mut rng = Random::from_seed([3; 32]);
-        let mut salvo = Salvo::new(start, plan, sockets(plan), &mut rng);
+        let mut salvo = Salvo::new(start, plan, sockets(plan), 1, &mut rng);
         assert_eq!(salvo.poll(start - Duration::from_millis(1)), None);
         let mut shots = Vec::new();
         while shots.last().is_none_or(|(_, shot)| *shot != Shot::Done) {
@@ -254,5 +265,21 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_search_at_several_addresses_tries_each_port_at_all_of_them_within_the_same_budget() {
+        let mut rng = Random::from_seed([3; 32]);
+        let (start, block, announced) = (Instant::default(), None, true);
+        let plan = Plan::Search { block, announced };
+        let mut salvo = Salvo::new(start, plan, 1, 2, &mut rng);
+        let mut ports = Vec::new();
+        while let Some(Shot::Port(port)) = salvo.poll(salvo.deadline()) {
+            ports.push(port);
+        }
+        assert_eq!(ports.len(), limits::SPRAY_PROBES);
+        assert!(ports.chunks(2).all(|pair| pair[0] == pair[1]));
+        let distinct: BTreeSet<u16> = ports.into_iter().collect();
+        assert_eq!(distinct.len(), limits::SPRAY_PROBES / 2);
     }
 }

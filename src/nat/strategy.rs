@@ -6,7 +6,7 @@
 //! tries ports at random until it hits one ([`Plan::Open`], [`Plan::Search`]); that takes a mapping and a filter that let
 //! the answer through.
 
-use super::{Allocation, Filtering, Mapping, NatProfile};
+use super::{Allocation, Filtering, Mapping, NatProfile, Pooling};
 
 /// How a side comes by a socket whose external port can be told in advance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +60,8 @@ struct Side {
     guessed: bool,
     filtering: Filtering,
     allocation: Allocation,
+    /// A new mapping gets any of several external addresses, which nobody can foretell.
+    pooled: bool,
 }
 
 impl Side {
@@ -82,6 +84,7 @@ impl Side {
             guessed: profile.mapping == Mapping::Unknown,
             filtering: profile.filtering,
             allocation: profile.allocation,
+            pooled: profile.pooling == Pooling::Arbitrary,
         };
         mappings.iter().map(reading).collect()
     }
@@ -99,11 +102,12 @@ impl Side {
     }
 
     /// A rule of allocation that holds for every new mapping serves whichever the mapping is, so a guess is not needed.
+    /// It is of no use where the address cannot be told; that of a fresh socket is measured with its port.
     fn kit(self) -> Option<Kit> {
         match (self.mapping, self.allocation) {
             (Mapping::EndpointIndependent, _) if !self.guessed => Some(Kit::Measured),
-            (_, Allocation::Preserving) => Some(Kit::Virgin),
-            (_, Allocation::Sequential { delta }) => Some(Kit::Row { delta }),
+            (_, Allocation::Preserving) if !self.pooled => Some(Kit::Virgin),
+            (_, Allocation::Sequential { delta }) if !self.pooled => Some(Kit::Row { delta }),
             (Mapping::EndpointIndependent, _) => Some(Kit::Measured),
             _ => None,
         }
@@ -135,7 +139,7 @@ fn plain(a: Side, b: Side) -> bool {
 fn meeting(a: Side, b: Side) -> Option<Joint> {
     let found = |known: Side, unknown: Side| {
         let answers = known.mapping != Mapping::AddressAndPortDependent || !unknown.filters_ports();
-        !known.filters_ports() && answers
+        !known.filters_ports() && answers && !unknown.pooled
     };
     match (a.kit(), b.kit()) {
         (Some(own), Some(other)) => Some((Plan::Meet(own), Plan::Meet(other))),
@@ -151,7 +155,8 @@ fn birthday(a: Side, b: Side) -> Option<Joint> {
     // case the answer has to get back in: the port that was hit has to stay, or the searcher must not look at ports.
     let possible = |opener: Side, searcher: Side| {
         let stays = opener.mapping == Mapping::AddressDependent || !searcher.filters_ports();
-        !opener.is_easy() && (searcher.is_easy() || !opener.filters_ports() && stays)
+        let told = searcher.is_easy() || !opener.filters_ports() && stays && !searcher.pooled;
+        !opener.is_easy() && told
     };
     let search = |opener: Side, searcher: Side| Plan::Search {
         block: opener.block(),
@@ -221,6 +226,7 @@ mod tests {
             filtering,
             allocation,
             hairpin: None,
+            pooling: Pooling::Paired,
         }
     }
 
@@ -307,6 +313,25 @@ mod tests {
                 RANDOM,
             );
             assert_eq!(prospects(&apdm, &adm, own_first).plans, [Plan::Open]);
+        }
+    }
+
+    #[test]
+    fn a_port_is_not_foretold_where_the_address_cannot_be() {
+        let strict = Filtering::AddressAndPortDependent;
+        let home = nat(Mapping::EndpointIndependent, strict, Allocation::Preserving);
+        let pooled = |mapping, allocation| NatProfile {
+            pooling: Pooling::Arbitrary,
+            ..nat(mapping, strict, allocation)
+        };
+        for allocation in ALLOCATIONS {
+            let hard = pooled(Mapping::AddressAndPortDependent, allocation);
+            assert_eq!(prospects(&hard, &home, true).plans, [Plan::Open]);
+            assert_eq!(prospects(&hard, &hard, true).plans, []);
+            // What a fresh socket gets is measured with its address.
+            let easy = pooled(Mapping::EndpointIndependent, allocation);
+            let measured = Plan::Meet(Kit::Measured);
+            assert_eq!(prospects(&easy, &home, true).plans, [measured]);
         }
     }
 

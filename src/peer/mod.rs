@@ -3,6 +3,7 @@
 pub(crate) mod handshake;
 pub(crate) mod queue;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use zeroize::Zeroizing;
 
 use self::handshake::Handshake;
 use self::queue::PacketQueue;
-use crate::engine::{NetworkIndex, PeerKey, PeerSetup, PeerState, Record};
+use crate::engine::{NetworkIndex, PeerKey, PeerSetup, PeerState, Record, RelayHandle};
 use crate::identity::{NetworkId, NodeId};
 use crate::lan::Hints;
 use crate::limits;
@@ -96,8 +97,10 @@ pub(crate) struct PunchSchedule {
     /// Which plan for hard NATs is next, and whether it is due before the next plain round.
     pub(crate) plan: u8,
     pub(crate) plan_due: bool,
-    /// Where the peer is, as a relay has seen it.
+    /// Where the peer is, as a relay has seen it last.
     pub(crate) observed: Option<SocketAddr>,
+    /// The same by relay.
+    pub(crate) seen: BTreeMap<RelayHandle, SocketAddr>,
     /// What the peer says of its NAT.
     pub(crate) profile: Option<NatProfile>,
     /// What was tried.
@@ -142,6 +145,7 @@ const MOST_BYTES: usize = size_of::<Peer>()
     + PathSet::MOST_BYTES
     + Record::MOST_BYTES
     + limits::MAX_CANDIDATES * size_of::<SocketAddr>()
+    + 2 * limits::MAX_RELAYS * size_of::<(RelayHandle, SocketAddr)>()
     + Hints::MOST_BYTES
     + limits::MAX_PINGS * size_of::<PendingPing>();
 const _: () = assert!(MOST_BYTES <= limits::PEER_BYTES);
@@ -320,7 +324,7 @@ impl Peer {
         let using = self.uses(now);
         let reachable = self.is_ready() && self.paths.current().is_some();
         let hello = self.hello.next.filter(|_| reachable);
-        let punch = self.punching.running.as_ref().map(Punch::deadline);
+        let punch = self.punching.running.as_ref().map(Punch::wake);
         let wants_punch = self.punching.running.is_none() && using.active && using.probes;
         let next_punch = self.punching.next.filter(|_| wants_punch);
         let ping = self.pings.iter().map(|ping| ping.deadline).min();

@@ -16,6 +16,8 @@ use crate::wire::relay::{Alternatives, Refusal};
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// Longest pause: a relay that comes back is found within half a minute.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Pause while this host has no address, should it be wrong about that.
+const OFFLINE_PAUSE: Duration = Duration::from_secs(300);
 /// Pause after the relay refused us: its configuration has to change first.
 const REFUSED_BACKOFF: Duration = Duration::from_secs(60);
 /// Pause after another host appeared with our key: whoever came last keeps the place instead of the two fighting.
@@ -36,6 +38,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(700);
 const DEFAULT_RTT: Duration = Duration::from_millis(250);
 /// Shortest time between two such questions.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
+/// What was said just before the network changed is lost, and the control stream waits until it has been said again: so
+/// long after the question, at the most, on a line of a quarter of a second.
+const HELD_UP: Duration = Duration::from_secs(1);
 
 /// Where the connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +136,8 @@ impl RelayClient {
     /// The relay's second address, where it is not the one that we talk to.
     pub(crate) fn elsewhere(&self) -> Option<SocketAddr> {
         let address = SocketAddr::from(self.alternatives.address?);
-        (self.ready()?.ip() != address.ip()).then_some(address)
+        let main = self.ready()?;
+        (main.is_ipv4() && main.ip() != address.ip()).then_some(address)
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
@@ -167,6 +173,11 @@ impl RelayClient {
         true
     }
 
+    /// True while what is said on the control stream may be late: it was asked lately whether the relay is there.
+    pub(crate) fn is_held_up(&self, now: Instant) -> bool {
+        self.asked.is_some_and(|asked| now.since(asked) < HELD_UP)
+    }
+
     /// What was asked from where we were may never have arrived: it can be asked again at once.
     pub(crate) fn forget_question(&mut self) {
         self.asked = None;
@@ -194,6 +205,13 @@ impl RelayClient {
                 Due::GiveUp
             }
         }
+    }
+
+    /// No dial while nothing can get out: each packet would only keep the kernel asking for a router that is not there, a
+    /// second at a time, and that second would still be running when the link is back. [`Self::hurry`] ends the pause.
+    pub(crate) fn put_off(&mut self, now: Instant) {
+        self.failures = self.failures.max(1);
+        self.wait(now, OFFLINE_PAUSE, "this host has no network".to_owned());
     }
 
     /// Dials at once, whatever the backoff: the network changed, so the reason of the last failure may be gone. Not

@@ -239,6 +239,7 @@ impl Server {
             (true, ClientMessage::OpenChannel { peer }) => self.open_channel(slot, peer),
             (true, ClientMessage::CloseChannel { channel }) => self.close_channel(slot, channel),
             (true, ClientMessage::ProveAddress { nonce }) => self.prove_address(slot, nonce),
+            (true, ClientMessage::Knock { port, txn }) => self.knock(now, slot, port, &txn),
         }
         self.settle();
     }
@@ -446,7 +447,7 @@ impl Server {
         let Some(challenge) = &mut client.challenge else {
             return;
         };
-        let payload = challenge_frame(challenge.nonce);
+        let payload = challenge_frame(challenge.nonce).to_vec();
         let to = challenge.address;
         let Some(wait) = limits::RELAY_CHALLENGE_WAITS.get(challenge.sent) else {
             return;

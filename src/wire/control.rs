@@ -10,7 +10,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use super::WireError;
 use super::codec::{Reader, Writer};
 use crate::limits;
-use crate::nat::{Allocation, Filtering, Mapping, NatProfile};
+use crate::nat::{Allocation, Filtering, Mapping, NatProfile, Pooling};
 
 /// Next header of control packets: 253, "use for experimentation and testing" (RFC 3692, section 2.1).
 pub const NEXT_HEADER: u8 = 253;
@@ -281,7 +281,7 @@ impl CallMe {
 
 const NO_PLAN: u8 = u8::MAX;
 
-/// Mapping, filtering, hairpinning, allocation with two numbers that only some kinds have.
+/// Mapping, filtering, hairpinning, allocation with two numbers that only some kinds have, pooling.
 fn encode_profile(profile: &NatProfile, writer: &mut Writer<'_>) {
     writer.u8(profile.mapping as u8);
     writer.u8(profile.filtering as u8);
@@ -299,6 +299,7 @@ fn encode_profile(profile: &NatProfile, writer: &mut Writer<'_>) {
     writer.u8(kind);
     writer.u16(first);
     writer.u16(second);
+    writer.u8(profile.pooling as u8);
 }
 
 fn decode_profile(reader: &mut Reader<'_>) -> Result<NatProfile, WireError> {
@@ -320,11 +321,13 @@ fn decode_profile(reader: &mut Reader<'_>) -> Result<NatProfile, WireError> {
         (3, low, high) if low <= high => Allocation::Random { low, high },
         _ => return Err(WireError::Invalid("port allocation")),
     };
+    let pooling = Pooling::from_wire(reader.u8()?).ok_or(WireError::Invalid("address pooling"))?;
     Ok(NatProfile {
         mapping,
         filtering,
         allocation,
         hairpin,
+        pooling,
     })
 }
 
@@ -358,6 +361,7 @@ mod tests {
                     filtering: Filtering::AddressAndPortDependent,
                     allocation: Allocation::Sequential { delta: -2 },
                     hairpin: Some(true),
+                    pooling: Pooling::Arbitrary,
                 },
                 rtt: 40,
                 plan: Some(2),

@@ -1,7 +1,8 @@
 //! What a relay and its clients say to each other.
 //!
 //! - On the control stream, the one bidirectional QUIC stream that the client opens: [`ClientMessage`] and
-//!   [`ServerMessage`], each behind a two-byte length; [`Framer`] finds them in the stream.
+//!   [`ServerMessage`], each behind a two-byte length; [`Framer`] finds them in the stream. What should not wait for
+//!   something that was lost also goes in a QUIC datagram, see [`ClientMessage::may_be_hastened`].
 //! - On plain UDP beside QUIC: [`Frame`]s of an 8-byte header, mostly WireGuard packets on a numbered channel. They
 //!   carry no secret of the relay and no proof: a channel only works from the address that its client has proved.
 
@@ -9,11 +10,20 @@ use std::fmt;
 use std::net::{SocketAddr, SocketAddrV4};
 
 use super::codec::{Reader, WireError, Writer};
+use super::stun::{MAX_RESPONSE, TransactionId};
 use crate::identity::NodeId;
 use crate::limits::MAX_RELAY_MESSAGE;
 
 /// Version of the control stream; both sides send theirs first.
 pub const PROTOCOL_VERSION: u8 = 1;
+
+/// Bytes of a message's length on the stream.
+const LENGTH: usize = 2;
+/// Lowest port that a relay knocks at: NATs give out none below, and well-known services of whoever shares the address
+/// are left alone.
+pub const MIN_KNOCKED_PORT: u16 = 1_024;
+/// Zeros at the end of [`ClientMessage::Knock`]: with them it is as long as the largest response.
+const KNOCK_PADDING: usize = MAX_RESPONSE - 1 - 2 - 12;
 
 /// Bytes of a message besides the packet that it carries: its type and a node ID.
 const PACKET_OVERHEAD: usize = 33;
@@ -49,6 +59,14 @@ pub enum ClientMessage {
     CloseChannel {
         /// Our number for it.
         channel: u32,
+    },
+    /// Send a STUN response with this transaction ID from the relay's main port to a port of the client's own IP address,
+    /// as the relay sees it: does the client's NAT let it in. As long as the response, so that nobody gains by it.
+    Knock {
+        /// At least [`MIN_KNOCKED_PORT`].
+        port: u16,
+        /// To be told from other answers by.
+        txn: TransactionId,
     },
     /// Returns the nonce of a [`Frame::Challenge`] and so proves the address that it was received at.
     ProveAddress {
@@ -152,6 +170,7 @@ mod kind {
     pub(super) const OPEN_CHANNEL: u8 = 0x04;
     pub(super) const CLOSE_CHANNEL: u8 = 0x05;
     pub(super) const PROVE_ADDRESS: u8 = 0x06;
+    pub(super) const KNOCK: u8 = 0x07;
 
     pub(super) const WELCOME: u8 = 0x81;
     pub(super) const REFUSED: u8 = 0x82;
@@ -165,6 +184,15 @@ mod kind {
 }
 
 impl ClientMessage {
+    /// True if the message may arrive twice and out of turn, and so as a QUIC datagram beside the control stream: on its
+    /// own, without a length.
+    pub const fn may_be_hastened(&self) -> bool {
+        matches!(
+            self,
+            Self::Ping { .. } | Self::Send { .. } | Self::ProveAddress { .. }
+        )
+    }
+
     /// Appends the message with its length to `buffer`. A packet of more than [`MAX_SENT_PACKET`] bytes is cut off
     /// there, as its receiver would refuse the whole message.
     pub fn encode(&self, buffer: &mut Vec<u8>) {
@@ -177,7 +205,18 @@ impl ClientMessage {
             Self::OpenChannel { peer } => _ = w.u8(kind::OPEN_CHANNEL).bytes(peer.as_bytes()),
             Self::CloseChannel { channel } => _ = w.u8(kind::CLOSE_CHANNEL).u32(*channel),
             Self::ProveAddress { nonce } => _ = w.u8(kind::PROVE_ADDRESS).u64(*nonce),
+            Self::Knock { port, txn } => {
+                let padding = [0; KNOCK_PADDING];
+                _ = w.u8(kind::KNOCK).u16(*port).bytes(txn).bytes(&padding);
+            }
         });
+    }
+
+    /// The message without its length, as a QUIC datagram.
+    pub fn to_datagram(&self) -> Vec<u8> {
+        let mut buffer = Vec::new();
+        self.encode(&mut buffer);
+        buffer.split_off(LENGTH)
     }
 
     /// Parses the body of a message, without its length.
@@ -205,6 +244,7 @@ impl ClientMessage {
             },
             kind::CLOSE_CHANNEL => Self::CloseChannel { channel: r.u32()? },
             kind::PROVE_ADDRESS => Self::ProveAddress { nonce: r.u64()? },
+            kind::KNOCK => knock(&mut r)?,
             other => return Err(WireError::UnknownType(other)),
         };
         r.finish()?;
@@ -332,6 +372,17 @@ impl Refusal {
     }
 }
 
+fn knock(reader: &mut Reader<'_>) -> Result<ClientMessage, WireError> {
+    let (port, txn) = (reader.u16()?, reader.array()?);
+    if port < MIN_KNOCKED_PORT {
+        return Err(WireError::Invalid("knocked port"));
+    }
+    if reader.array::<KNOCK_PADDING>()? != [0; KNOCK_PADDING] {
+        return Err(WireError::Trailing);
+    }
+    Ok(ClientMessage::Knock { port, txn })
+}
+
 fn node_id(reader: &mut Reader<'_>) -> Result<NodeId, WireError> {
     NodeId::from_bytes(&reader.array()?).map_err(|_| WireError::Invalid("node id"))
 }
@@ -349,10 +400,10 @@ fn bounded(packet: &[u8]) -> &[u8] {
 
 fn framed(buffer: &mut Vec<u8>, body: impl FnOnce(&mut Writer<'_>)) {
     let start = buffer.len();
-    buffer.extend([0, 0]);
+    buffer.extend([0; LENGTH]);
     body(&mut Writer::new(buffer));
-    let len = (buffer.len() - start - 2) as u16;
-    buffer[start..start + 2].copy_from_slice(&len.to_be_bytes());
+    let len = (buffer.len() - start - LENGTH) as u16;
+    buffer[start..start + LENGTH].copy_from_slice(&len.to_be_bytes());
 }
 
 /// Finds the messages in the bytes of a control stream, however they are cut; holds at most one message.

@@ -15,6 +15,7 @@ mod metrics;
 mod moving;
 mod mtu;
 mod nats;
+mod netcheck;
 mod noise;
 mod paths;
 mod pinholes;

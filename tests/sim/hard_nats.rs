@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh_core::engine::{AttemptReport, Strategy};
 use mesh_core::limits;
 use mesh_tests::sim::{
-    Allocation, Filtering, HostId, LinkConfig, Mapping, NatConfig, Pair, Sim, Site, for_seeds,
+    Allocation, Filtering, HostId, LinkConfig, Mapping, NatConfig, Pair, Pool, Sim, Site, for_seeds,
 };
 
 use crate::common::{home, ms, secs, until_works};
@@ -40,6 +40,14 @@ fn pair(seed: u64, a: Site, b: Site) -> (Sim, Pair) {
         router_a,
         router_b,
     };
+    sim.run_for(secs(3));
+    (sim, pair)
+}
+
+/// As [`pair`] with one relay of one address, which cannot tell whether a mapping depends on the address.
+fn with_one_relay(seed: u64, a: Site, b: Site) -> (Sim, Pair) {
+    let mut sim = Sim::new(seed);
+    let pair = sim.pair(a, b);
     sim.run_for(secs(3));
     (sim, pair)
 }
@@ -95,6 +103,94 @@ fn two_counting_nats_meet() {
         );
         opens(seed, hard(COUNTING), hard(PRESERVING), secs(4));
         opens(seed, hard(PRESERVING), hard(PRESERVING), secs(4));
+    });
+}
+
+#[test]
+fn a_port_is_foretold_beside_a_round_that_may_be_in_vain() {
+    for_seeds(0..20, |seed| {
+        for allocation in [PRESERVING, COUNTING] {
+            let by_address = nat(Mapping::Adm, Filtering::Apdf, allocation);
+            let (mut sim, pair) = with_one_relay(seed, home(), by_address);
+            let flow = if seed.is_multiple_of(2) {
+                sim.echo(pair.a, pair.b)
+            } else {
+                sim.echo(pair.b, pair.a)
+            };
+            until_works(&mut sim, "data over the relay", flow, secs(2));
+            sim.run_until("a direct path", ms(1_800), |sim| {
+                sim.is_direct(pair.a, pair.b)
+            });
+            let tried = attempts(&sim, pair.a, pair.b);
+            let last = tried.last().unwrap();
+            assert_eq!((last.strategy, last.answered), (Strategy::Meet, true));
+            // It stays, and the plain round that runs on beside it ends.
+            sim.run_for(secs(20));
+            assert!(sim.is_direct(pair.a, pair.b));
+            assert!(sim.host(pair.a).spares() <= limits::ROW_SOCKETS + 1);
+        }
+    });
+}
+
+#[test]
+fn no_port_is_foretold_where_the_plain_round_works() {
+    for_seeds(0..20, |seed| {
+        let (mut sim, pair) = with_one_relay(seed, home(), home());
+        sim.echo(pair.a, pair.b);
+        sim.run_until("a direct path", secs(2), |sim| {
+            sim.is_direct(pair.a, pair.b)
+        });
+        sim.run_for(secs(10));
+        for host in [pair.a, pair.b] {
+            let done = sim.host(host).engine().unwrap().traversal();
+            assert_eq!(done, mesh_core::engine::Traversal::default());
+            assert_eq!(sim.host(host).spares(), 0);
+        }
+    });
+}
+
+#[test]
+fn a_block_of_ports_that_was_seen_is_searched_first() {
+    for_seeds(0..20, |seed| {
+        let block = hard(Allocation::Block(2_048));
+        let (sim, pair) = opens(seed, home(), block, secs(30));
+        let tried = attempts(&sim, pair.a, pair.b);
+        let search = tried.iter().find(|one| one.strategy == Strategy::Search);
+        let search = search.expect("a search was made");
+        // One port in eight is open there; in all ports one in 250.
+        assert!(search.answered && search.probes <= 128, "{search:?}");
+    });
+}
+
+#[test]
+fn a_nat_with_several_addresses_is_searched_at_those_that_relays_see() {
+    for_seeds(0..10, |seed| {
+        let pooled = NatConfig::new(Mapping::Apdm, Filtering::Apdf)
+            .allocation(RANDOM)
+            .pool(Pool::Arbitrary(2));
+        let (sim, pair) = opens(seed, home(), Site::nat(pooled), secs(100));
+        let tried = attempts(&sim, pair.a, pair.b);
+        assert!(tried.iter().all(|one| one.strategy != Strategy::Meet));
+        let external = sim.external(pair.router_b.unwrap());
+        let target = tried.last().unwrap().target.ip();
+        let beside = |ip: std::net::IpAddr| match (ip, external) {
+            (std::net::IpAddr::V4(ip), std::net::IpAddr::V4(first)) => {
+                (first.to_bits()..first.to_bits() + 2).contains(&ip.to_bits())
+            }
+            _ => false,
+        };
+        assert!(beside(target), "{target}");
+    });
+}
+
+#[test]
+fn a_host_whose_sockets_get_several_addresses_searches_from_the_one_that_the_peer_knows() {
+    for_seeds(0..10, |seed| {
+        let pooled = NatConfig::home().pool(Pool::Arbitrary(2));
+        let (sim, pair) = opens(seed, Site::nat(pooled), hard(RANDOM), secs(60));
+        let tried = attempts(&sim, pair.a, pair.b);
+        let search = tried.iter().find(|one| one.strategy == Strategy::Search);
+        assert!(search.is_some_and(|search| search.answered), "{tried:?}");
     });
 }
 

@@ -3,7 +3,8 @@
 use mesh_core::engine::{Event, NetcheckReport};
 use mesh_core::nat;
 use mesh_tests::sim::{
-    Allocation, Filtering, LinkConfig, Mapping, NatConfig, Sim, Site, for_seeds,
+    Allocation, Filtering, HostId, LinkConfig, Mapping, NatConfig, Pool, RouterConfig, Sim, Site,
+    for_seeds,
 };
 
 use crate::common::{home, secs};
@@ -16,6 +17,10 @@ fn report(seed: u64, site: Site, relays: usize) -> NetcheckReport {
     let host = sim.host_at("a", site).0;
     sim.network(&[host], &relays);
     sim.run_for(secs(3));
+    netcheck(&mut sim, host)
+}
+
+fn netcheck(sim: &mut Sim, host: HostId) -> NetcheckReport {
     sim.netcheck(host, 1);
     sim.run_for(secs(2));
     let mut reports = sim
@@ -37,8 +42,16 @@ fn truth(mapping: Mapping) -> nat::Mapping {
     }
 }
 
+fn filter(filtering: Filtering) -> nat::Filtering {
+    match filtering {
+        Filtering::Eif => nat::Filtering::EndpointIndependent,
+        Filtering::Adf => nat::Filtering::AddressDependent,
+        Filtering::Apdf => nat::Filtering::AddressAndPortDependent,
+    }
+}
+
 #[test]
-fn two_relays_tell_every_kind_of_mapping_and_port_dependent_filters() {
+fn two_relays_tell_every_kind_of_mapping_and_of_filter() {
     for_seeds(0..3, |seed| {
         for mapping in [Mapping::Eim, Mapping::Adm, Mapping::Apdm] {
             for filtering in [Filtering::Eif, Filtering::Adf, Filtering::Apdf] {
@@ -49,10 +62,9 @@ fn two_relays_tell_every_kind_of_mapping_and_port_dependent_filters() {
                     truth(mapping),
                     "{mapping:?}/{filtering:?}"
                 );
-                let by_port = report.profile.filtering == nat::Filtering::AddressAndPortDependent;
                 assert_eq!(
-                    by_port,
-                    filtering == Filtering::Apdf,
+                    report.profile.filtering,
+                    filter(filtering),
                     "{mapping:?}/{filtering:?}"
                 );
             }
@@ -97,10 +109,75 @@ fn a_lossy_line_is_not_taken_for_a_filter_or_a_changing_mapping() {
             report.profile.mapping,
             nat::Mapping::AddressAndPortDependent
         );
-        assert_ne!(
+        assert!(matches!(
             report.profile.filtering,
-            nat::Filtering::AddressAndPortDependent
-        );
+            nat::Filtering::EndpointIndependent
+                | nat::Filtering::NotPortDependent
+                | nat::Filtering::Unknown
+        ));
+    });
+}
+
+#[test]
+fn several_external_addresses_are_told_from_one_and_shown() {
+    for_seeds(0..10, |seed| {
+        for (pool, relays, expected) in [
+            (Pool::One, 1, nat::Pooling::Paired),
+            (Pool::Paired(3), 2, nat::Pooling::Paired),
+            (Pool::Arbitrary(3), 1, nat::Pooling::Arbitrary),
+            (Pool::ByDestination(2), 2, nat::Pooling::Arbitrary),
+        ] {
+            let found = report(seed, Site::nat(NatConfig::home().pool(pool)), relays);
+            assert_eq!(found.profile.pooling, expected, "{pool:?}");
+            let several = expected == nat::Pooling::Arbitrary;
+            assert_eq!(
+                found.addresses.len() > 1,
+                several,
+                "{pool:?}: {:?}",
+                found.addresses
+            );
+            assert!(
+                found
+                    .ipv4
+                    .is_some_and(|own| found.addresses.contains(&own.ip()))
+            );
+            let by_destination = matches!(pool, Pool::ByDestination(_));
+            let expected = match (by_destination, relays) {
+                (true, _) => nat::Mapping::AddressDependent,
+                (false, 1) => nat::Mapping::Unknown,
+                (false, _) => nat::Mapping::EndpointIndependent,
+            };
+            assert_eq!(found.profile.mapping, expected, "{pool:?}");
+        }
+        let public = report(seed, Site::public(), 2);
+        assert_eq!(public.profile.pooling, nat::Pooling::Unknown);
+    });
+}
+
+#[test]
+fn the_filter_of_ipv6_is_told_and_that_nothing_is_translated() {
+    for_seeds(0..5, |seed| {
+        for filtering in [Filtering::Eif, Filtering::Adf, Filtering::Apdf] {
+            let mut sim = Sim::new(seed);
+            let relays = [
+                sim.add_relay(LinkConfig::access()),
+                sim.add_relay(LinkConfig::access()),
+            ];
+            let firewall = RouterConfig::firewall(filtering);
+            let (host, router) = sim.host_at("a", Site::behind(firewall));
+            sim.add_ipv6(host, router.expect("it has one"));
+            sim.configure(&[host], &relays);
+            // Reached over IPv6 alone.
+            let urls = relays.map(|relay| sim.relay_url_v6(relay));
+            sim.host_mut(host).membership.relays = urls.to_vec();
+            sim.start(host);
+            sim.run_for(secs(3));
+            let found = netcheck(&mut sim, host);
+            assert!(found.ipv4.is_none() && found.ipv6.is_some());
+            assert_eq!(found.ipv6_translated, Some(false));
+            assert_eq!(found.ipv6_filtering, filter(filtering));
+            assert_eq!(sim.host(host).spares(), 0);
+        }
     });
 }
 

@@ -133,6 +133,37 @@ fn two_customers_of_a_carrier_that_hairpins_end_direct_and_others_stay_on_the_re
 }
 
 #[test]
+fn a_way_round_by_the_outside_that_has_worked_is_tried_at_once_the_next_time() {
+    for_seeds(0..5, |seed| {
+        let carrier = NatConfig::new(Mapping::Eim, Filtering::Eif).hairpin();
+        let mut sim = Sim::new(seed);
+        let relay = sim.add_relay(LinkConfig::access());
+        let outer = sim.router(RouterConfig::nat(carrier), LinkConfig::access());
+        let mut customer = |name| {
+            let router = sim.router_behind(outer, RouterConfig::nat(NatConfig::home()));
+            sim.host_behind(router, name)
+        };
+        let (a, b) = (customer("a"), customer("b"));
+        sim.network(&[a, b], &[relay]);
+        sim.run_for(secs(3));
+        let took = |sim: &mut Sim| {
+            let flow = sim.echo(a, b);
+            let since = sim.now();
+            sim.run_until("a direct path", secs(10), |sim| sim.is_direct(a, b));
+            let took = sim.now().since(since);
+            sim.stop_flow(flow);
+            took
+        };
+        assert!(took(&mut sim) > secs(1));
+        // Long enough that nothing of the first time is left but what was learnt.
+        sim.run_for(secs(400));
+        assert!(!sim.is_direct(a, b));
+        let again = took(&mut sim);
+        assert!(again < secs(1), "{again:?}");
+    });
+}
+
+#[test]
 fn ipv6_behind_firewalls_ends_direct_where_ipv4_cannot() {
     for_seeds(0..10, |seed| {
         let mut sim = Sim::new(seed);

@@ -1,6 +1,6 @@
 //! What `meshctl netcheck` and `meshctl reload` print.
 
-use mesh_bus::{Netcheck, Reloaded};
+use mesh_bus::{NatBehaviour, Netcheck, Pooling, Reloaded};
 
 use super::units::latency;
 
@@ -27,10 +27,17 @@ pub(crate) fn netcheck(found: &Netcheck) -> String {
          Ports:      {ports}\nHairpin:    {hairpin}\nPort maps:  {port_mapping}\n",
         if found.udp { "yes" } else { "no" },
         address(found.ipv4),
-        address(found.ipv6),
+        ipv6(found),
         found.mapping,
         found.filtering,
     );
+    if found.pooling == Pooling::Arbitrary {
+        let addresses: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
+        text.push_str(&format!(
+            "Addresses:  {} (a mapping gets any)\n",
+            addresses.join(", ")
+        ));
+    }
     if found.relays.is_empty() {
         text.push_str("Relays:     none configured\n");
         return text;
@@ -45,6 +52,23 @@ pub(crate) fn netcheck(found: &Netcheck) -> String {
         text.push_str(&format!("  {}  {reached}\n", relay.url));
     }
     text
+}
+
+/// Our address over IPv6, and what is done to it.
+fn ipv6(found: &Netcheck) -> String {
+    let Some(address) = found.ipv6 else {
+        return "-".to_owned();
+    };
+    let translated = match found.ipv6_translated {
+        Some(true) => ", translated",
+        Some(false) => ", not translated",
+        None => "",
+    };
+    let filtering = match found.ipv6_filtering {
+        NatBehaviour::Unknown => String::new(),
+        known => format!(", filtering {known}"),
+    };
+    format!("{address}{translated}{filtering}")
 }
 
 /// What became of each network.
@@ -88,6 +112,10 @@ mod tests {
             filtering: NatBehaviour::Unknown,
             port_allocation: PortAllocation::Sequential,
             delta: Some(1),
+            pooling: Pooling::Paired,
+            addresses: vec!["203.0.113.7".parse().unwrap()],
+            ipv6_translated: None,
+            ipv6_filtering: NatBehaviour::Unknown,
             hairpin: Some(false),
             port_mapping: vec!["pcp".to_owned(), "upnp".to_owned()],
             relays: vec![relay(Some(20.46), Some("udp")), relay(None, None)],
@@ -104,6 +132,16 @@ mod tests {
              Port maps:  pcp, upnp\n\
              Relays:\n  mesh://rrr@203.0.113.9:443  20.5 ms over udp\n  mesh://rrr@203.0.113.9:443  no answer\n"
         );
+        found.ipv6 = Some("[2001:db8::7]:41820".parse().unwrap());
+        found.ipv6_translated = Some(false);
+        found.ipv6_filtering = NatBehaviour::AddressDependent;
+        found.pooling = Pooling::Arbitrary;
+        found.addresses.push("203.0.113.8".parse().unwrap());
+        let text = netcheck(&found);
+        let line = "IPv6:       [2001:db8::7]:41820, not translated, filtering address-dependent\n";
+        assert!(text.contains(line), "{text}");
+        let line = "Addresses:  203.0.113.7, 203.0.113.8 (a mapping gets any)\n";
+        assert!(text.contains(line), "{text}");
         found.relays.clear();
         found.port_mapping.clear();
         assert!(netcheck(&found).contains("Port maps:  none\n"));

@@ -1,7 +1,7 @@
 //! What `meshctl explain` prints.
 
 use comfy_table::{Table, presets};
-use mesh_bus::{Attempt, Explanation, Nat};
+use mesh_bus::{Attempt, Explanation, Nat, Pooling};
 
 use super::units::age;
 
@@ -29,8 +29,12 @@ pub(crate) fn explanation(found: &Explanation) -> String {
 }
 
 fn nat(nat: &Nat) -> String {
+    let pool = match nat.pooling {
+        Pooling::Arbitrary => ", on any of several addresses",
+        Pooling::Paired | Pooling::Unknown => "",
+    };
     format!(
-        "mapping {}, filtering {}, ports {}",
+        "mapping {}, filtering {}, ports {}{pool}",
         nat.mapping, nat.filtering, nat.port_allocation
     )
 }
@@ -77,6 +81,7 @@ mod tests {
             mapping: NatBehaviour::EndpointIndependent,
             filtering: NatBehaviour::AddressAndPortDependent,
             port_allocation: PortAllocation::Preserving,
+            pooling: Pooling::Arbitrary,
         };
         let attempt = Attempt {
             local_port: None,
@@ -102,7 +107,7 @@ mod tests {
         let text = explanation(&found);
         assert!(text.starts_with(
             "bob is reached directly.\n\nThis NAT:    mapping endpoint-independent, filtering \
-             address-and-port-dependent, ports preserving\nPeer's NAT:  -\n"
+             address-and-port-dependent, ports preserving, on any of several addresses\nPeer's NAT:  -\n"
         ));
         let row = text.lines().last().unwrap();
         let words: Vec<&str> = row.split_whitespace().collect();

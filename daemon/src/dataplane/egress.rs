@@ -126,7 +126,7 @@ impl Egress {
             match output {
                 Output::Socket(socket, action) => {
                     let port = self.spares.act(&self.sockets, socket, action);
-                    if action == SocketAction::Open {
+                    if action != SocketAction::Close {
                         engine.socket_opened(now, socket, port);
                     }
                 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mesh_core::engine::{SocketAction, SocketId};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
-use crate::sockets::{Bound, Sockets};
+use crate::sockets::{Bound, Family, Sockets};
 
 /// What epoll reports for a spare socket: this, and the number that the engine gave it.
 const TOKEN: u64 = 1 << 32;
@@ -42,7 +42,8 @@ impl Spares {
         action: SocketAction,
     ) -> Option<u16> {
         match action {
-            SocketAction::Open => self.open(sockets, socket),
+            SocketAction::Open => self.open(sockets, Family::V4, socket),
+            SocketAction::OpenV6 => self.open(sockets, Family::V6, socket),
             SocketAction::Close => {
                 if let Some(bound) = self.open.remove(&socket) {
                     // Closing would do, were the descriptor not duplicated into a child by then.
@@ -53,8 +54,8 @@ impl Spares {
         }
     }
 
-    fn open(&mut self, sockets: &Sockets, socket: SocketId) -> Option<u16> {
-        let bound = sockets.open_spare().ok()?;
+    fn open(&mut self, sockets: &Sockets, family: Family, socket: SocketId) -> Option<u16> {
+        let bound = sockets.open_spare(family).ok()?;
         let token = TOKEN + u64::from(socket.0);
         let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
         self.epoll.add(bound.fd(), event).ok()?;
@@ -73,7 +74,6 @@ mod tests {
 
     use super::*;
     use crate::dataplane::udp::UdpInput;
-    use crate::sockets::Family;
 
     fn wait(epoll: &Epoll) -> Vec<u64> {
         let mut events = [EpollEvent::empty(); 8];

@@ -2,7 +2,7 @@
 
 use mesh_bus::Nat;
 use mesh_core::engine::{Explanation, PathKind, PathStatus, PeerKey};
-use mesh_core::nat::NatProfile;
+use mesh_core::nat::{Mapping, NatProfile, Pooling};
 
 use super::names::key_text;
 use super::status;
@@ -44,6 +44,7 @@ fn nat(profile: &NatProfile) -> Nat {
         mapping: status::mapping(profile.mapping),
         filtering: status::filtering(profile.filtering),
         port_allocation: status::allocation(profile.allocation),
+        pooling: status::pooling(profile.pooling),
     }
 }
 
@@ -68,9 +69,10 @@ fn summary(found: &Explanation) -> String {
             )
         }
         PathKind::Relay => format!(
-            "{name} is reached through {}: {reason}{}.",
+            "{name} is reached through {}: {reason}{}{}.",
             relay(path),
-            obstacle(found)
+            obstacle(found),
+            unforeseeable(found)
         ),
     }
 }
@@ -80,6 +82,23 @@ fn relay(path: &PathStatus) -> String {
         Some(url) => format!("relay {}:{}", url.host, url.port),
         None => "a relay".to_owned(),
     }
+}
+
+/// Whose ports nobody can foretell, because nobody can tell the address that they will be on.
+fn unforeseeable(found: &Explanation) -> String {
+    let is_pool = |nat: &NatProfile| {
+        nat.pooling == Pooling::Arbitrary && nat.mapping != Mapping::EndpointIndependent
+    };
+    let whose = match (
+        is_pool(&found.own),
+        found.peer.as_ref().is_some_and(is_pool),
+    ) {
+        (false, false) => return String::new(),
+        (true, false) => "this host's NAT gives",
+        (false, true) => "the peer's NAT gives",
+        (true, true) => "both NATs give",
+    };
+    format!("; {whose} each mapping any of several addresses, so no port can be foretold")
 }
 
 /// What stands in the way of a direct path, as far as it is known.

@@ -9,7 +9,7 @@ use mesh_core::engine::{
     Drops, NetcheckReport, NetworkStatus, PathKind, PathStatus, PeerState, PeerStatus,
 };
 use mesh_core::identity::overlay_address;
-use mesh_core::nat::{Allocation, Filtering, Mapping};
+use mesh_core::nat::{Allocation, Filtering, Mapping, Pooling};
 
 use super::names::{addresses, key_text};
 use super::network::{Network, Phase};
@@ -222,6 +222,14 @@ pub(super) fn allocation(allocation: Allocation) -> PortAllocation {
     }
 }
 
+pub(super) fn pooling(pooling: Pooling) -> mesh_bus::Pooling {
+    match pooling {
+        Pooling::Paired => mesh_bus::Pooling::Paired,
+        Pooling::Arbitrary => mesh_bus::Pooling::Arbitrary,
+        Pooling::Unknown => mesh_bus::Pooling::Unknown,
+    }
+}
+
 /// What a netcheck of network `name` found.
 pub(super) fn netcheck(name: &str, report: &NetcheckReport) -> mesh_bus::Netcheck {
     mesh_bus::Netcheck {
@@ -233,6 +241,10 @@ pub(super) fn netcheck(name: &str, report: &NetcheckReport) -> mesh_bus::Netchec
         filtering: filtering(report.profile.filtering),
         port_allocation: allocation(report.profile.allocation),
         delta: report.profile.allocation.delta(),
+        pooling: pooling(report.profile.pooling),
+        addresses: report.addresses.clone(),
+        ipv6_translated: report.ipv6_translated,
+        ipv6_filtering: filtering(report.ipv6_filtering),
         hairpin: report.profile.hairpin,
         port_mapping: report
             .port_mapping

@@ -48,12 +48,15 @@ pub(in crate::engine) struct Attempt {
     pub(super) stage: Stage,
     pub(super) sockets: Vec<SocketId>,
     pub(super) unopened: usize,
-    pub(super) sample: Option<Sample>,
+    /// Several where the NAT has several addresses, until one socket has the address that the peer knows.
+    pub(super) samples: Vec<Sample>,
     /// The port that we foretell.
     pub(super) port: Option<u16>,
     /// Our own public address.
     pub(super) own: IpAddr,
     pub(super) target: SocketAddr,
+    /// Other addresses of the peer, as relays see it, that a search goes to as well.
+    pub(super) others: Vec<IpAddr>,
     pub(super) shots: Vec<Shot>,
     pub(super) mappings: u32,
     pub(super) answered: Option<(Instant, SocketAddr)>,
@@ -68,10 +71,10 @@ impl Attempt {
         if self.peer != index {
             return None;
         }
-        let again = self.sample.as_ref().and_then(|sample| {
-            let waits = !sample.done && matches!(self.stage, Stage::Preparing);
-            sample.asked.filter(|_| waits).map(|at| at + ASK_AGAIN)
-        });
+        let waiting = self.samples.iter().filter(|sample| !sample.done);
+        let waiting = waiting.filter(|_| matches!(self.stage, Stage::Preparing));
+        let again = waiting.filter_map(|sample| Some(sample.asked? + ASK_AGAIN));
+        let again = again.min();
         Some(match (&self.stage, self.answered) {
             (Stage::Running(_), Some((at, _))) => at + SETTLE,
             (Stage::Running(salvo), None) => salvo.deadline(),

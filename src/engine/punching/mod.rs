@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub(super) use self::attempt::Attempt;
 use super::{Engine, PeerIndex, Strategy};
-use crate::nat::punch::retry_after;
+use crate::nat::punch::{FIRST_OPENER, retry_after};
 use crate::nat::strategy::{Prospects, prospects};
 use crate::nat::{Mapping, NatProfile};
 use crate::path::Path;
@@ -67,6 +67,7 @@ impl Engine {
     pub(super) fn service_punch(&mut self, now: Instant, index: PeerIndex) {
         if self.is_attempting(index) {
             self.run_attempt(now, index);
+            self.run_punch(now, index);
             return;
         }
         let Some(peer) = self.peer(index) else { return };
@@ -108,6 +109,9 @@ impl Engine {
         peer.punching.called = Some(now);
         peer.punching.next = Some(now + CALL_TIMEOUT);
         let round = peer.punching.round;
+        // The peer may still be where it was, and its first probe is here before its answer: it is to find us open.
+        let known = peer.candidates.clone();
+        self.open_nat(now, index, &known, FIRST_OPENER);
         self.send_call(now, index, round, false, None);
     }
 
@@ -263,6 +267,7 @@ impl Engine {
         };
         let blurred = unknown(Some(self.nat_profile()));
         let prospects = self.prospects(index);
+        let shared = self.own_public_ip().filter(|_| self.shares_nat(index));
         let Some(peer) = self.peer_mut(index) else {
             return;
         };
@@ -272,6 +277,9 @@ impl Engine {
             peer.punching.next = None;
         }
         self.traversal.ended(Strategy::Plain, opened);
+        if let Some(public) = shared.filter(|_| !opened) {
+            self.hairpins.failed(public);
+        }
         let Some(peer) = self.peer_mut(index).filter(|_| !opened) else {
             return;
         };
@@ -305,6 +313,9 @@ impl Engine {
         let proven = peer.paths.probe_answered(arrival, transaction, now);
         if let Some(PathKey::Direct(_, remote)) = proven {
             peer.punching.record.answered(now, remote);
+            if self.shares_nat(index) && self.own_public_ip() == Some(remote.ip()) {
+                self.hairpins.worked(remote.ip());
+            }
         }
     }
 }

@@ -1,14 +1,20 @@
 //! The plain simultaneous punch from the mesh socket.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::SETTLE;
 use crate::engine::{Engine, PeerIndex, SocketId, Strategy};
 use crate::limits;
 use crate::nat::punch::{Punch, Step};
+use crate::nat::strategy::Plan;
+use crate::nat::{Mapping, NatProfile};
 use crate::path::PathKey;
 use crate::time::Instant;
 use crate::wire::control::Control;
+
+/// See [`Engine::hedge`]: five probes have gone out.
+const HEDGE: Duration = Duration::from_millis(400);
 
 impl Engine {
     pub(super) fn start_punch(&mut self, now: Instant, index: PeerIndex, start: Instant) {
@@ -36,15 +42,37 @@ impl Engine {
                 distinct.push(target);
             }
         }
-        // Behind one NAT the way through its outside is the last one, if it exists at all.
-        let outside = |target: &SocketAddr| shared && Some(target.ip()) == public;
+        let known = public.is_some_and(|public| self.hairpins.knows(public));
+        let hedge = self.hedge(index);
+        let Some(peer) = self.peer_mut(index) else {
+            return;
+        };
+        // Behind one NAT the way through its outside is the last one, if it exists at all; or as good as any if it has
+        // worked before.
+        let outside = |target: &SocketAddr| shared && !known && Some(target.ip()) == public;
         let (mut later, first): (Vec<_>, Vec<_>) = distinct.into_iter().partition(outside);
         if hairpin == Some(false) {
             later.clear();
         }
         peer.punching.called = None;
         peer.punching.started = Some(now);
-        peer.punching.running = Some(Punch::new(start, first, later, hopeless));
+        let punch = Punch::new(start, first, later, hopeless);
+        peer.punching.running = Some(match hedge {
+            Some(after) if !hopeless => punch.hedged(after),
+            _ => punch,
+        });
+    }
+
+    /// How long a round runs alone where it may be in vain because the relays cannot tell what a NAT does: by then most
+    /// that can work have. From then on a port is foretold beside it.
+    fn hedge(&self, index: PeerIndex) -> Option<Duration> {
+        let unknown = |profile: NatProfile| profile.mapping == Mapping::Unknown;
+        let theirs = self.peer(index)?.punching.profile?;
+        let prospects = self.prospects(index)?;
+        let meets = matches!(prospects.plans.first(), Some(Plan::Meet(_)));
+        let unsure = unknown(self.nat_profile()) || unknown(theirs);
+        let rtt = self.rtt_to(index).unwrap_or_default();
+        (prospects.plain && unsure && meets).then(|| HEDGE + rtt + self.politeness(index))
     }
 
     pub(super) fn run_punch(&mut self, now: Instant, index: PeerIndex) {
@@ -62,6 +90,12 @@ impl Engine {
                 self.traversal.ended(Strategy::Plain, true);
                 return;
             }
+            if punch.take_hedge(now) {
+                if !opened && self.attempt.is_none() {
+                    self.call_with_plan(now, index);
+                }
+                continue;
+            }
             let Some(step) = punch.poll(now) else { return };
             let (started, targets) = (punch.started(), punch.targets().to_vec());
             match step {
@@ -76,7 +110,13 @@ impl Engine {
     }
 
     /// Openers are not waited for: they are made to die on the way.
-    fn open_nat(&mut self, now: Instant, index: PeerIndex, targets: &[SocketAddr], ttl: u8) {
+    pub(super) fn open_nat(
+        &mut self,
+        now: Instant,
+        index: PeerIndex,
+        targets: &[SocketAddr],
+        ttl: u8,
+    ) {
         for target in targets {
             let transaction = self.rng.u64();
             let opener = Control::probe(transaction, 0, 0);

@@ -1,17 +1,17 @@
 //! An attempt to get through hard NATs, until both sides begin to send: sockets, the port that is foretold, and the call.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::CALL_TIMEOUT;
 use super::attempt::{ASK_AGAIN, Attempt, Sample, Stage};
 use crate::engine::spares::Owner;
-use crate::engine::{Engine, Output, PeerIndex, SocketId};
+use crate::engine::{Engine, Output, PeerIndex, SocketAction, SocketId};
 use crate::limits;
-use crate::nat::predicted;
 use crate::nat::punch::retry_after;
 use crate::nat::salvo::{self, Salvo};
 use crate::nat::strategy::{Kit, Plan};
+use crate::nat::{Pooling, predicted};
 use crate::time::Instant;
 use crate::wire::control::CallMe;
 use crate::wire::stun::{self, TransactionId};
@@ -166,27 +166,39 @@ impl Engine {
             return false;
         }
         let relay = self.prober.nearest();
-        let count = salvo::sockets(plan);
+        let pooled = self.nat_profile().pooling == Pooling::Arbitrary;
+        let own_sample = sampled(plan) == Some(true);
+        let count = match salvo::sockets(plan) {
+            1 if own_sample && pooled => limits::POOL_SOCKETS,
+            count => count,
+        };
         let beside = usize::from(sampled(plan) == Some(false));
         if sampled(plan).is_some() && relay.is_none() {
             return false;
         }
-        let mut sockets = self.open_spares(Owner::Attempt, count + beside);
-        let (Some(first), id) = (sockets.first().copied(), self.rng.bytes()) else {
+        let mut sockets = self.open_spares(Owner::Attempt, SocketAction::Open, count + beside);
+        if sockets.is_empty() {
             return false;
-        };
-        let sample = sampled(plan).zip(relay).map(|(_, (relay, _))| Sample {
-            socket: first,
+        }
+        let asking = if own_sample { count } else { beside };
+        let sample = |(socket, relay): (&SocketId, SocketAddr)| Sample {
+            socket: *socket,
             relay,
-            id,
+            id: self.rng.bytes(),
             asked: None,
             done: false,
-        });
+        };
+        let relay = relay
+            .into_iter()
+            .flat_map(|(relay, _)| std::iter::repeat(relay));
+        let samples = sockets[..asking].iter().zip(relay).map(sample).collect();
+        let mut others = self.other_addresses(index, plan, target);
+        others.retain(|ip| self.ledger.allows(now, &key, own, *ip));
         let unopened = sockets.len();
         sockets.drain(..beside);
         if let Some(peer) = self.peer_mut(index) {
-            // An answer to an earlier call comes too late now.
-            (peer.punching.called, peer.punching.running) = (None, None);
+            // An answer to an earlier call comes too late now. A plain round that runs goes on beside.
+            peer.punching.called = None;
         }
         self.attempt = Some(Box::new(Attempt {
             peer: index,
@@ -199,10 +211,11 @@ impl Engine {
             stage: Stage::Preparing,
             sockets,
             unopened,
-            sample,
+            samples,
             port: None,
             own,
             target,
+            others,
             shots: Vec::new(),
             mappings: 0,
             answered: None,
@@ -210,6 +223,27 @@ impl Engine {
             icmp_errors: 0,
         }));
         true
+    }
+
+    /// Where else relays see the peer, if its NAT has several addresses and its ports are to be searched.
+    fn other_addresses(&self, index: PeerIndex, plan: Plan, target: SocketAddr) -> Vec<IpAddr> {
+        let Some(peer) = self.peer(index) else {
+            return Vec::new();
+        };
+        let profile = peer.punching.profile.unwrap_or_default();
+        if !matches!(plan, Plan::Search { .. }) || profile.pooling != Pooling::Arbitrary {
+            return Vec::new();
+        }
+        let seen = peer.punching.seen.values().copied();
+        let mut others: Vec<IpAddr> = seen
+            .filter(|seen| seen.is_ipv4() && self.may_send_to(*seen))
+            .map(|seen| seen.ip())
+            .filter(|ip| *ip != target.ip())
+            .collect();
+        others.sort();
+        others.dedup();
+        others.truncate(limits::SEARCHED_ADDRESSES - 1);
+        others
     }
 
     /// A socket of the attempt has its port, or there is none for it.
@@ -248,13 +282,23 @@ impl Engine {
         let Some(attempt) = &mut self.attempt else {
             return false;
         };
-        let Some(sample) = &mut attempt.sample else {
+        let asked = |sample: &&mut Sample| sample.id == *id && sample.relay == from && !sample.done;
+        let Some(sample) = attempt.samples.iter_mut().find(asked) else {
             return false;
         };
-        if sample.id != *id || sample.relay != from || sample.done {
-            return false;
-        }
         sample.done = true;
+        let socket = sample.socket;
+        if attempt.samples.len() > 1 {
+            // The peer sends to, or lets in, the address that relays see the mesh socket at.
+            if mapped.ip() != attempt.own || attempt.port.is_some() {
+                self.continue_preparing(now);
+                return true;
+            }
+            self.keep_only(socket);
+        }
+        let Some(attempt) = &mut self.attempt else {
+            return true;
+        };
         attempt.port = Some(match attempt.plan {
             Plan::Meet(Kit::Row { delta }) => {
                 // Until our row is opened: the answer's way there, or the call's there and back, with the peer's own sample.
@@ -268,6 +312,20 @@ impl Engine {
         true
     }
 
+    /// The attempt goes on with this one of its sockets.
+    fn keep_only(&mut self, socket: SocketId) {
+        let Some(attempt) = &mut self.attempt else {
+            return;
+        };
+        attempt.samples.retain(|sample| sample.socket == socket);
+        let (kept, closed): (Vec<_>, Vec<_>) =
+            attempt.sockets.iter().partition(|own| **own == socket);
+        attempt.sockets = kept;
+        for socket in closed {
+            self.close_spare(socket);
+        }
+    }
+
     /// Asks for our external port, and calls or answers the peer when all is there.
     pub(super) fn continue_preparing(&mut self, now: Instant) {
         let Some(attempt) = &mut self.attempt else {
@@ -277,19 +335,24 @@ impl Engine {
         if !matches!(attempt.stage, Stage::Preparing) || attempt.unopened > 0 {
             return;
         }
-        if attempt.sockets.is_empty() {
+        let waiting = attempt.samples.iter_mut().filter(|sample| !sample.done);
+        let waiting: Vec<&mut Sample> = waiting.collect();
+        let measured = attempt.port.is_some() || sampled(attempt.plan).is_none();
+        if attempt.sockets.is_empty() || waiting.is_empty() && !measured {
             self.fail_preparation(now);
             return;
         }
-        if let Some(sample) = attempt.sample.as_mut().filter(|sample| !sample.done) {
-            if sample.asked.is_none_or(|at| now.since(at) >= ASK_AGAIN) {
-                sample.asked = Some(now);
-                self.outputs.push_back(Output::Datagram {
-                    socket: sample.socket,
-                    remote: sample.relay,
-                    ttl: None,
-                    payload: stun::binding_request(&sample.id, stun::Change::Nothing),
-                });
+        if !measured {
+            for sample in waiting {
+                if sample.asked.is_none_or(|at| now.since(at) >= ASK_AGAIN) {
+                    sample.asked = Some(now);
+                    self.outputs.push_back(Output::Datagram {
+                        socket: sample.socket,
+                        remote: sample.relay,
+                        ttl: None,
+                        payload: stun::binding_request(&sample.id, stun::Change::Nothing),
+                    });
+                }
             }
             self.arm(now, index, None);
             return;
@@ -326,22 +389,28 @@ impl Engine {
         let Some(attempt) = &mut self.attempt else {
             return;
         };
-        let sample = attempt.sample.take();
-        let count = attempt.sockets.len();
-        attempt.stage = Stage::Running(Salvo::new(start, attempt.plan, count, &mut self.rng));
+        let samples = std::mem::take(&mut attempt.samples);
+        let (count, addresses) = (attempt.sockets.len(), attempt.others.len() + 1);
+        let salvo = Salvo::new(start, attempt.plan, count, addresses, &mut self.rng);
+        attempt.stage = Stage::Running(salvo);
         attempt.began = now;
         let (index, own, target) = (attempt.peer, attempt.own, attempt.target);
-        let beside = sample.filter(|sample| !attempt.sockets.contains(&sample.socket));
+        let others = attempt.others.clone();
+        let sockets = attempt.sockets.clone();
         let spray = attempt.is_spray();
-        if let Some(sample) = beside {
-            self.close_spare(sample.socket);
+        for sample in samples {
+            if !sockets.contains(&sample.socket) {
+                self.close_spare(sample.socket);
+            }
         }
         self.traversal.attempts += 1;
         let Some(key) = self.peer(index).map(|peer| peer.key.to_wireguard()) else {
             return;
         };
         if spray {
-            self.ledger.note(now, key, own, target.ip());
+            for ip in std::iter::once(target.ip()).chain(others) {
+                self.ledger.note(now, key, own, ip);
+            }
         }
         self.arm(now, index, None);
     }
@@ -388,8 +457,9 @@ impl Engine {
         if let Some(peer) = self.peer_mut(index) {
             peer.punching.mappings += u64::from(attempt.mappings);
         }
-        let sample = attempt.sample.map(|sample| sample.socket);
-        for socket in attempt.sockets.into_iter().chain(sample) {
+        let samples = attempt.samples.iter().map(|sample| sample.socket);
+        let sockets: Vec<SocketId> = attempt.sockets.iter().copied().chain(samples).collect();
+        for socket in sockets {
             self.close_spare(socket);
         }
     }

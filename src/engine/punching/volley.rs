@@ -1,12 +1,14 @@
 //! An attempt to get through hard NATs, while it sends.
 
+use std::net::SocketAddr;
+
 use super::attempt::Stage;
 use crate::engine::{Engine, PeerIndex, SocketId};
 use crate::limits;
 use crate::nat::Mapping;
 use crate::nat::salvo;
 use crate::nat::strategy::Plan;
-use crate::path::PathKey;
+use crate::path::{Path, PathKey};
 use crate::time::Instant;
 use crate::wire::control::Control;
 
@@ -15,7 +17,7 @@ use crate::wire::control::Control;
 pub(super) struct Shot {
     transaction: u64,
     socket: SocketId,
-    port: u16,
+    target: SocketAddr,
     at: Instant,
 }
 
@@ -29,6 +31,10 @@ impl Engine {
             let opened = self
                 .peer(index)
                 .is_some_and(|peer| peer.paths.has_usable_direct(now));
+            if opened && self.opened_plainly(now, index) {
+                self.forget_attempt(index);
+                return;
+            }
             let Some(attempt) = &mut self.attempt else {
                 return;
             };
@@ -63,12 +69,25 @@ impl Engine {
         }
     }
 
+    /// A plain round that runs beside has opened a path.
+    fn opened_plainly(&self, now: Instant, index: PeerIndex) -> bool {
+        let attempt = self.attempt.as_ref();
+        let waits = attempt.is_some_and(|attempt| attempt.answered.is_none());
+        self.peer(index).is_some_and(|peer| {
+            let plain = |path: &Path| {
+                let mesh = matches!(path.key, PathKey::Direct(SocketId::MESH, _));
+                mesh && path.is_usable(now)
+            };
+            waits && peer.punching.running.is_some() && peer.paths.iter().any(plain)
+        })
+    }
+
     /// From every socket to the one target.
     fn fire_all(&mut self, now: Instant, index: PeerIndex, ttl: Option<u8>) {
         let Some(attempt) = &mut self.attempt else {
             return;
         };
-        let (sockets, port) = (attempt.sockets.clone(), attempt.target.port());
+        let (sockets, target) = (attempt.sockets.clone(), attempt.target);
         let first = attempt.shots.is_empty();
         if first {
             let made = u32::try_from(sockets.len()).unwrap_or(u32::MAX);
@@ -76,11 +95,11 @@ impl Engine {
             self.traversal.mappings += u64::from(made);
         }
         for socket in sockets {
-            self.fire(now, index, socket, port, ttl);
+            self.fire(now, index, socket, target, ttl);
         }
     }
 
-    /// From the one socket to a port.
+    /// From the one socket to a port, of the peer's addresses in turn.
     fn fire_at(&mut self, now: Instant, index: PeerIndex, port: u16) {
         let by_port = self.nat_profile().mapping == Mapping::AddressAndPortDependent;
         let Some(attempt) = &mut self.attempt else {
@@ -93,7 +112,12 @@ impl Engine {
             attempt.mappings += 1;
             self.traversal.mappings += 1;
         }
-        self.fire(now, index, socket, port, None);
+        let turn = attempt.shots.len() % (attempt.others.len() + 1);
+        let ip = match turn.checked_sub(1) {
+            Some(other) => attempt.others[other],
+            None => attempt.target.ip(),
+        };
+        self.fire(now, index, socket, SocketAddr::new(ip, port), None);
     }
 
     fn fire(
@@ -101,7 +125,7 @@ impl Engine {
         now: Instant,
         index: PeerIndex,
         socket: SocketId,
-        port: u16,
+        target: SocketAddr,
         ttl: Option<u8>,
     ) {
         let transaction = self.rng.u64();
@@ -114,11 +138,9 @@ impl Engine {
         attempt.shots.push(Shot {
             transaction,
             socket,
-            port,
+            target,
             at: now,
         });
-        let mut target = attempt.target;
-        target.set_port(port);
         self.traversal.probes += 1;
         let key = Some(PathKey::Direct(socket, target));
         self.send_control(now, index, key, &Control::probe(transaction, 0, 0), ttl);
@@ -144,8 +166,7 @@ impl Engine {
         let Some(shot) = shot.copied() else {
             return false;
         };
-        let mut target = attempt.target;
-        target.set_port(shot.port);
+        let target = shot.target;
         attempt.answered.get_or_insert((now, target));
         attempt.winner.get_or_insert(shot.socket);
         if let Some(peer) = self.peer_mut(index) {

@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 
-use super::{DropReason, Reply, Server, Socket, Verdict};
+use super::{DropReason, Output, Reply, Server, Socket, Verdict};
 use crate::limits;
 use crate::time::Instant;
 use crate::wire::relay::{Frame, parse_frame, rebind_frame, write_data_header};
-use crate::wire::stun::Change;
+use crate::wire::stun::{Change, TransactionId};
 use crate::wire::{Protocol, classify, stun};
 
 impl Server {
@@ -140,6 +140,22 @@ impl Server {
         } else {
             Err(DropReason::StunLimit)
         }
+    }
+
+    /// Sends a client what its NAT has not been asked for: to the address that it has proved and to no other, as seldom as
+    /// [`Self::may_knock`] lets anybody, and no more bytes than its message had.
+    pub(super) fn knock(&mut self, now: Instant, slot: usize, port: u16, txn: &TransactionId) {
+        let rate = self.knock_rate;
+        let client = &mut self.clients[slot];
+        if !client.knocks.take(now, rate, 1) {
+            self.stats.count(DropReason::StunLimit, 1);
+            return;
+        }
+        let (to, local) = (SocketAddr::new(client.address.ip(), port), client.local);
+        let payload = stun::binding_response(txn, to);
+        self.stats.stun += 1;
+        self.outputs
+            .push_back(Output::Datagram { to, local, payload });
     }
 
     const fn dropped(&mut self, reason: DropReason) -> Verdict {

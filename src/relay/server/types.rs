@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::DropReason;
 use crate::identity::NodeId;
-use crate::wire::relay::{Alternatives, CHALLENGE_FRAME, Refusal};
+use crate::wire::relay::{Alternatives, Refusal};
 use crate::wire::stun;
 
 /// How a relay is set up.
@@ -118,7 +118,7 @@ pub enum Output {
         /// Where from.
         local: Local,
         /// The whole UDP payload.
-        payload: [u8; CHALLENGE_FRAME],
+        payload: Vec<u8>,
     },
 }
 

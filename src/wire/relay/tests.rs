@@ -33,6 +33,10 @@ fn client_messages() -> Vec<ClientMessage> {
             channel: 0xdead_beef,
         },
         ClientMessage::ProveAddress { nonce: 3 },
+        ClientMessage::Knock {
+            port: 41_820,
+            txn: [7; 12],
+        },
     ]
 }
 
@@ -319,4 +323,19 @@ proptest! {
         let mut input = &bytes[..];
         while let Ok(Some(_)) = framer.next(&mut input) {}
     }
+}
+
+#[test]
+fn a_knock_is_as_long_as_what_it_causes_and_names_no_low_port() {
+    let (port, txn) = (41_820, [7; 12]);
+    let mut message = Vec::new();
+    ClientMessage::Knock { port, txn }.encode(&mut message);
+    let body = &mut message[2..];
+    assert_eq!(body.len(), MAX_RESPONSE);
+    let (mut low, mut unpadded) = (body.to_vec(), body.to_vec());
+    low[1..3].copy_from_slice(&1_023_u16.to_be_bytes());
+    assert!(ClientMessage::decode(&low).is_err());
+    unpadded[40] = 1;
+    assert!(ClientMessage::decode(&unpadded).is_err());
+    assert!(ClientMessage::decode(&body[..40]).is_err());
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use mesh_tests::sim::{
-    Allocation, Filtering, Input, LinkConfig, Mapping, NatConfig, RouterConfig, Site,
+    Allocation, Filtering, Input, LinkConfig, Mapping, NatConfig, Pool, RouterConfig, Site,
 };
 
 pub(super) const MAPPINGS: [Mapping; 3] = [Mapping::Eim, Mapping::Adm, Mapping::Apdm];
@@ -122,6 +122,19 @@ pub(super) fn awkward() -> Vec<Edge> {
     edges
 }
 
+/// NATs with several external addresses.
+pub(super) fn pools() -> Vec<Edge> {
+    let home = NatConfig::home();
+    let any = Pool::Arbitrary(2);
+    let [_, sequential, random] = HARD;
+    let mut pools = vec![home.pool(Pool::Paired(2)), home.pool(any)];
+    pools.push(random.pool(Pool::Paired(2)));
+    pools.extend(HARD.map(|hard| hard.pool(any)));
+    pools.push(nat(Mapping::Adm, Filtering::Adf, Allocation::Random).pool(any));
+    pools.push(sequential.pool(Pool::ByDestination(2)));
+    pools.into_iter().map(Edge::Nat).collect()
+}
+
 /// One of each kind that the awkward ones are paired with.
 pub(super) fn faces() -> Vec<Edge> {
     let home = Edge::Nat(NatConfig::home());
@@ -154,6 +167,7 @@ pub(super) fn name_of_allocation(allocation: Allocation) -> &'static str {
         Allocation::Multiple(_) => "multiple",
         Allocation::Sequential(_) => "sequential",
         Allocation::Random => "random",
+        Allocation::Block(_) => "block",
     }
 }
 
@@ -174,6 +188,13 @@ impl fmt::Display for Name {
         }
         if nat.lifetime <= SHORT {
             write!(f, ", {} s", nat.lifetime.as_secs())?;
+        }
+        let size = nat.pool.size();
+        match nat.pool {
+            Pool::One => {}
+            Pool::Paired(_) => write!(f, ", {size} addresses, paired")?,
+            Pool::Arbitrary(_) => write!(f, ", {size} addresses, arbitrary")?,
+            Pool::ByDestination(_) => write!(f, ", {size} addresses, by destination")?,
         }
         match nat.input {
             Input::Accept => f.write_str(", accepting"),

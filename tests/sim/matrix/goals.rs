@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use mesh_tests::sim::{Allocation, Filtering, Mapping};
+use mesh_tests::sim::{Allocation, Filtering, Mapping, Pool};
 
 use super::edges::Edge;
 
@@ -60,6 +60,8 @@ struct Behaviour {
     mapping: Mapping,
     filtering: Filtering,
     is_random: bool,
+    /// A new mapping gets any of several addresses.
+    is_pooled: bool,
 }
 
 impl Behaviour {
@@ -68,11 +70,14 @@ impl Behaviour {
             mapping: Mapping::Eim,
             filtering,
             is_random: false,
+            is_pooled: false,
         };
         let nat = |nat: mesh_tests::sim::NatConfig| Self {
             mapping: nat.mapping,
             filtering: nat.filtering,
             is_random: nat.mapping != Mapping::Eim && is_random(nat.allocation),
+            is_pooled: nat.mapping != Mapping::Eim
+                && matches!(nat.pool, Pool::Arbitrary(_) | Pool::ByDestination(_)),
         };
         match edge {
             Edge::Public => Some(plain(Filtering::Eif)),
@@ -84,6 +89,7 @@ impl Behaviour {
                     mapping: home.mapping.max(carrier.mapping),
                     filtering: home.filtering.max(carrier.filtering),
                     is_random: home.is_random || carrier.is_random,
+                    is_pooled: home.is_pooled || carrier.is_pooled,
                 })
             }
             Edge::Blocked => None,
@@ -104,7 +110,7 @@ impl Behaviour {
 fn is_random(allocation: Allocation) -> bool {
     matches!(
         allocation,
-        Allocation::Random | Allocation::Offset(_) | Allocation::Multiple(_)
+        Allocation::Random | Allocation::Block(_) | Allocation::Offset(_) | Allocation::Multiple(_)
     )
 }
 
@@ -124,7 +130,7 @@ pub(super) fn goal(a: Edge, b: Edge) -> Goal {
 /// The easy side's port is known. If it lets in whatever port of the hard side, that is all; otherwise the hard side's
 /// port has to be foretold or met.
 fn easy_and_hard(easy: Behaviour, hard: Behaviour) -> Goal {
-    match (easy.is_open(), hard.is_random) {
+    match (easy.is_open(), hard.is_random || hard.is_pooled) {
         (true, _) => Goal::Plain,
         (false, false) => Goal::Prediction,
         (false, true) => Goal::Birthday,
@@ -132,6 +138,15 @@ fn easy_and_hard(easy: Behaviour, hard: Behaviour) -> Goal {
 }
 
 fn both_hard(a: Behaviour, b: Behaviour) -> Goal {
+    if a.is_pooled || b.is_pooled {
+        // Who looks at the address does not know it in advance, be its port known or not.
+        let anyone = |side: Behaviour| side.filtering == Filtering::Eif;
+        return if anyone(a) || anyone(b) {
+            Goal::Plain
+        } else {
+            Goal::Relay
+        };
+    }
     match (a.is_open(), b.is_open()) {
         (true, true) => both_open(a, b),
         (true, false) => open_and_closed(a, b),

@@ -16,7 +16,7 @@ mod times;
 use std::path::Path;
 use std::time::Duration;
 
-use edges::{ALLOCATIONS, Edge, FILTERINGS, awkward, distinct, faces, nat, open, product};
+use edges::{ALLOCATIONS, Edge, FILTERINGS, awkward, distinct, faces, nat, open, pools, product};
 use goals::Goal;
 use mesh_tests::sim::{Allocation, Mapping, Sim, for_seeds};
 use run::Cell;
@@ -58,6 +58,7 @@ fn all() -> Vec<Cell> {
     all.extend(cells(&awkward(), &faces()));
     all.extend(cells(&awkward(), &awkward()));
     all.extend(cells(&[Edge::Blocked], &faces()));
+    all.extend(cells(&pools(), &faces()));
     all
 }
 

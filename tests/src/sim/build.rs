@@ -169,11 +169,24 @@ impl Sim {
             public_v4(site).into(),
             rng,
         )));
+        self.add_pool(node, link, site);
         let lan = self.add_lan(node, site, 1, config.nat.is_none());
         if lan.is_public {
             self.route(CORE, lan.v4(), link, Some(public_v4(site).into()));
         }
         RouterId(node)
+    }
+
+    /// The other external addresses of a router's NAT.
+    fn add_pool(&mut self, node: NodeIndex, link: LinkIndex, site: u8) {
+        let nat = self.router_mut(RouterId(node)).nat.as_ref();
+        let pool: Vec<IpAddr> = nat.map_or_else(Vec::new, |nat| nat.externals().to_vec());
+        for ip in pool {
+            if ip != IpAddr::from(public_v4(site)) {
+                self.attach(node, link, ip);
+                self.route(CORE, IpNet::from(ip), link, None);
+            }
+        }
     }
 
     /// A router on the LAN of another one: two NATs in a row.

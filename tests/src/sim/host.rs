@@ -357,7 +357,7 @@ impl Host {
                     let datagram = port.map(|port| (port, remote, ttl, payload));
                     effects.datagrams.extend(datagram);
                 }
-                Output::Socket(socket, SocketAction::Open) => {
+                Output::Socket(socket, SocketAction::Open | SocketAction::OpenV6) => {
                     // As Linux: any free port of a large range.
                     let free = |new: &u16| *new != port && !spares.values().any(|own| own == new);
                     let mut any = std::iter::repeat_with(|| 32_768 + rng.below(28_232) as u16);

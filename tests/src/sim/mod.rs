@@ -36,7 +36,7 @@ pub use link::{Link, LinkConfig};
 pub use log::{Entry, Flight, Log};
 pub use mesh_core::engine::PathKind;
 pub use multicast::Multicast;
-pub use nat::{Allocation, Filtering, Firewall, Input, Mapping, Nat, NatConfig};
+pub use nat::{Allocation, Filtering, Firewall, Input, Mapping, Nat, NatConfig, Pool};
 pub use packet::Kind;
 pub use relay::Relay;
 pub use rng::Rng;

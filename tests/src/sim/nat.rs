@@ -1,11 +1,11 @@
 //! NATs in every behaviour of RFC 4787, and stateful firewalls without address translation.
 //!
-//! One [`Nat`] stands for the translation table of one router with one external address. The quirk that breaks naive
+//! One [`Nat`] stands for the translation table of one router with one external address, or a pool of them. The quirk that breaks naive
 //! hole punching is modelled too: a Linux router whose INPUT chain *accepts* enters an unsolicited packet into its
 //! connection table, and an outbound mapping that needs the same tuple later has to move to another port.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use mesh_core::time::Instant;
@@ -47,6 +47,31 @@ pub enum Allocation {
     Sequential(i8),
     /// Any.
     Random,
+    /// Any of so many that follow each other.
+    Block(u16),
+}
+
+/// Which of several external addresses a new mapping gets (RFC 4787, section 4.1, REQ-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Pool {
+    /// There is one.
+    One,
+    /// Of so many, each host always the same.
+    Paired(u8),
+    /// Of so many, any.
+    Arbitrary(u8),
+    /// Of so many, the one that the destination's address leads to, as Linux chooses.
+    ByDestination(u8),
+}
+
+impl Pool {
+    /// How many addresses there are.
+    pub const fn size(self) -> u8 {
+        match self {
+            Self::One => 1,
+            Self::Paired(size) | Self::Arbitrary(size) | Self::ByDestination(size) => size,
+        }
+    }
 }
 
 /// What a router does with packets from outside that belong to no mapping.
@@ -75,6 +100,8 @@ pub struct NatConfig {
     pub hairpin: bool,
     /// What becomes of unsolicited packets.
     pub input: Input,
+    /// Its external addresses.
+    pub pool: Pool,
 }
 
 impl NatConfig {
@@ -88,6 +115,7 @@ impl NatConfig {
             inbound_refresh: false,
             hairpin: false,
             input: Input::Drop,
+            pool: Pool::One,
         }
     }
 
@@ -111,6 +139,12 @@ impl NatConfig {
     /// With hairpinning.
     pub const fn hairpin(mut self) -> Self {
         self.hairpin = true;
+        self
+    }
+
+    /// With several external addresses.
+    pub const fn pool(mut self, pool: Pool) -> Self {
+        self.pool = pool;
         self
     }
 
@@ -145,37 +179,42 @@ struct Binding {
 #[derive(Debug)]
 pub struct Nat {
     config: NatConfig,
-    external: IpAddr,
-    mappings: BTreeMap<MappingKey, u16>,
-    bindings: BTreeMap<u16, Binding>,
+    externals: Vec<IpAddr>,
+    mappings: BTreeMap<MappingKey, SocketAddr>,
+    bindings: BTreeMap<SocketAddr, Binding>,
     /// Flows that had to leave their mapping's port because the tuple was taken.
-    moved: BTreeMap<(SocketAddr, SocketAddr), u16>,
-    /// Tuples taken by unsolicited packets to the router itself: our port, the sender, until when.
-    taken: BTreeMap<(u16, SocketAddr), Instant>,
+    moved: BTreeMap<(SocketAddr, SocketAddr), SocketAddr>,
+    /// Tuples taken by unsolicited packets to the router itself: our side, the sender, until when.
+    taken: BTreeMap<(SocketAddr, SocketAddr), Instant>,
     previous: u16,
+    /// Where [`Allocation::Block`] begins.
+    block: u16,
     made: u64,
     rng: Rng,
 }
 
 impl Nat {
-    /// A NAT without mappings.
+    /// A NAT without mappings. A pool is `external` and the addresses that follow.
     pub fn new(config: NatConfig, external: IpAddr, mut rng: Rng) -> Self {
+        let size = usize::from(config.pool.size());
+        let externals = std::iter::successors(Some(external), |ip| Some(following(*ip)));
         Self {
             config,
-            external,
+            externals: externals.take(size).collect(),
             mappings: BTreeMap::new(),
             bindings: BTreeMap::new(),
             moved: BTreeMap::new(),
             taken: BTreeMap::new(),
             previous: FIRST_PORT + (rng.below(u64::from(PORTS)) as u16),
+            block: 40_000,
             made: 0,
             rng,
         }
     }
 
-    /// The external address.
-    pub fn external(&self) -> IpAddr {
-        self.external
+    /// The external addresses.
+    pub fn externals(&self) -> &[IpAddr] {
+        &self.externals
     }
 
     /// The router forgets everything, as after a reboot.
@@ -206,26 +245,31 @@ impl Nat {
         source: SocketAddr,
         to: SocketAddr,
     ) -> Option<SocketAddr> {
-        let port = self.port_for(now, source, to)?;
+        let external = self.external_for(now, source, to)?;
         let expires = now + self.config.lifetime;
-        let binding = self.bindings.get_mut(&port)?;
+        let binding = self.bindings.get_mut(&external)?;
         binding.expires = expires;
         binding.addresses.insert(to.ip(), expires);
         binding.endpoints.insert(to, expires);
-        Some(SocketAddr::new(self.external, port))
+        Some(external)
     }
 
-    /// A packet arrives at one of our ports: the host that gets it, or `None` if it is not let in.
-    pub fn inbound(&mut self, now: Instant, from: SocketAddr, port: u16) -> Option<SocketAddr> {
-        let allowed = self.is_allowed(now, from, port);
+    /// A packet arrives at one of our addresses and ports: the host that gets it, or `None` if it is not let in.
+    pub fn inbound(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        external: SocketAddr,
+    ) -> Option<SocketAddr> {
+        let allowed = self.is_allowed(now, from, external);
         if !allowed {
             if self.config.input == Input::Accept {
-                self.taken.insert((port, from), now + UNREPLIED);
+                self.taken.insert((external, from), now + UNREPLIED);
             }
             return None;
         }
         let expires = now + self.config.lifetime;
-        let binding = self.bindings.get_mut(&port)?;
+        let binding = self.bindings.get_mut(&external)?;
         if self.config.inbound_refresh {
             binding.expires = expires;
             binding.addresses.insert(from.ip(), expires);
@@ -246,14 +290,14 @@ impl Nat {
             return None;
         }
         let source = self.outbound(now, source, to)?;
-        let destination = self.inbound(now, source, to.port())?;
+        let destination = self.inbound(now, source, to)?;
         Some((source, destination))
     }
 
-    fn is_allowed(&self, now: Instant, from: SocketAddr, port: u16) -> bool {
+    fn is_allowed(&self, now: Instant, from: SocketAddr, external: SocketAddr) -> bool {
         let Some(binding) = self
             .bindings
-            .get(&port)
+            .get(&external)
             .filter(|binding| binding.expires > now)
         else {
             return false;
@@ -266,65 +310,88 @@ impl Nat {
         }
     }
 
-    fn port_for(&mut self, now: Instant, source: SocketAddr, to: SocketAddr) -> Option<u16> {
+    fn external_for(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        to: SocketAddr,
+    ) -> Option<SocketAddr> {
         let moved_key = (source, Some(to.ip()), Some(to.port()));
-        if let Some(port) = self.moved.get(&(source, to)).copied() {
-            if self.belongs(now, port, moved_key) {
-                return Some(port);
+        if let Some(external) = self.moved.get(&(source, to)).copied() {
+            if self.belongs(now, external, moved_key) {
+                return Some(external);
             }
             self.moved.remove(&(source, to));
         }
+        let by_destination = matches!(self.config.pool, Pool::ByDestination(_));
         let key: MappingKey = match self.config.mapping {
-            Mapping::Eim => (source, None, None),
-            Mapping::Adm => (source, Some(to.ip()), None),
+            Mapping::Eim if !by_destination => (source, None, None),
+            Mapping::Eim | Mapping::Adm => (source, Some(to.ip()), None),
             Mapping::Apdm => (source, Some(to.ip()), Some(to.port())),
         };
         let known = self.mappings.get(&key).copied();
-        let known = known.filter(|port| self.belongs(now, *port, key));
+        let known = known.filter(|external| self.belongs(now, *external, key));
         // What was let out before has its own entry in the connection table, so its tuple cannot be taken.
-        if let Some(port) = known
-            && self.has_sent(now, port, to)
+        if let Some(external) = known
+            && self.has_sent(now, external, to)
         {
-            return Some(port);
+            return Some(external);
         }
-        let port = match known {
-            Some(port) => port,
+        let external = match known {
+            Some(external) => external,
             None => {
+                let address = self.address_for(source.ip(), to.ip());
                 let preferred = self.preferred(source.port());
-                let port = self.allocate(now, preferred, key)?;
-                self.mappings.insert(key, port);
-                port
+                let preferred = SocketAddr::new(address, preferred);
+                let external = self.allocate(now, preferred, key)?;
+                self.mappings.insert(key, external);
+                external
             }
         };
         if self
             .taken
-            .get(&(port, to))
+            .get(&(external, to))
             .is_none_or(|until| *until <= now)
         {
-            return Some(port);
+            return Some(external);
         }
-        let random = self.random_port();
+        let random = SocketAddr::new(external.ip(), self.random_port());
         let other = self.allocate(now, random, moved_key)?;
         self.moved.insert((source, to), other);
         Some(other)
     }
 
-    fn belongs(&self, now: Instant, port: u16, key: MappingKey) -> bool {
-        let binding = self.bindings.get(&port);
+    /// The external address of a new mapping.
+    fn address_for(&mut self, source: IpAddr, to: IpAddr) -> IpAddr {
+        let sum = |ip: IpAddr| match ip {
+            IpAddr::V4(ip) => ip.octets().iter().map(|byte| usize::from(*byte)).sum(),
+            IpAddr::V6(_) => 0_usize,
+        };
+        let chosen = match self.config.pool {
+            Pool::One => 0,
+            Pool::Paired(_) => sum(source),
+            Pool::Arbitrary(size) => self.rng.below(u64::from(size)) as usize,
+            Pool::ByDestination(_) => sum(to),
+        };
+        self.externals[chosen % self.externals.len()]
+    }
+
+    fn belongs(&self, now: Instant, external: SocketAddr, key: MappingKey) -> bool {
+        let binding = self.bindings.get(&external);
         binding.is_some_and(|binding| binding.expires > now && binding.key == key)
     }
 
-    fn has_sent(&self, now: Instant, port: u16, to: SocketAddr) -> bool {
+    fn has_sent(&self, now: Instant, external: SocketAddr, to: SocketAddr) -> bool {
         let sent = self
             .bindings
-            .get(&port)
+            .get(&external)
             .and_then(|binding| binding.endpoints.get(&to));
         sent.is_some_and(|until| *until > now)
     }
 
-    fn is_alive(&self, now: Instant, port: u16) -> bool {
+    fn is_alive(&self, now: Instant, external: SocketAddr) -> bool {
         self.bindings
-            .get(&port)
+            .get(&external)
             .is_some_and(|binding| binding.expires > now)
     }
 
@@ -342,6 +409,7 @@ impl Nat {
                 self.previous
             }
             Allocation::Random => self.random_port(),
+            Allocation::Block(size) => self.block + self.rng.below(u64::from(size)) as u16,
         }
     }
 
@@ -349,19 +417,25 @@ impl Nat {
         FIRST_PORT + (self.rng.below(u64::from(PORTS)) as u16)
     }
 
-    /// Makes a binding on the preferred port, or, where that is in use, on a random one.
-    fn allocate(&mut self, now: Instant, preferred: u16, key: MappingKey) -> Option<u16> {
-        let mut port = preferred;
+    /// Makes a binding on the preferred port, or, where that is in use, on a random one of the same address.
+    fn allocate(
+        &mut self,
+        now: Instant,
+        preferred: SocketAddr,
+        key: MappingKey,
+    ) -> Option<SocketAddr> {
+        let mut external = preferred;
         let mut tries = 0;
-        while self.is_alive(now, port) {
+        while self.is_alive(now, external) {
             tries += 1;
             if tries > 1_000 {
                 return None;
             }
-            port = match self.config.allocation {
-                Allocation::Sequential(_) => self.preferred(key.0.port()),
+            let port = match self.config.allocation {
+                Allocation::Sequential(_) | Allocation::Block(_) => self.preferred(key.0.port()),
                 _ => self.random_port(),
             };
+            external.set_port(port);
         }
         let binding = Binding {
             key,
@@ -369,9 +443,17 @@ impl Nat {
             addresses: BTreeMap::new(),
             endpoints: BTreeMap::new(),
         };
-        self.bindings.insert(port, binding);
+        self.bindings.insert(external, binding);
         self.made += 1;
-        Some(port)
+        Some(external)
+    }
+}
+
+/// The address after this one.
+fn following(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits().wrapping_add(1)).into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits().wrapping_add(1)).into(),
     }
 }
 
@@ -437,6 +519,11 @@ mod tests {
         Nat::new(config, addr("203.0.113.1:0").ip(), Rng::new(7))
     }
 
+    fn inbound(nat: &mut Nat, now: Instant, from: &str, port: u16) -> Option<SocketAddr> {
+        let external = SocketAddr::new(nat.externals()[0], port);
+        nat.inbound(now, addr(from), external)
+    }
+
     fn send(nat: &mut Nat, to: &str) -> u16 {
         nat.outbound(at(0), addr(INSIDE), addr(to)).unwrap().port()
     }
@@ -482,18 +569,18 @@ mod tests {
             let mut nat = nat(NatConfig::new(Mapping::Eim, filtering));
             let port = send(&mut nat, "8.8.8.8:1");
             assert_eq!(
-                nat.inbound(at(0), addr("8.8.8.8:1"), port),
+                inbound(&mut nat, at(0), "8.8.8.8:1", port),
                 Some(addr(INSIDE))
             );
             assert_eq!(
-                nat.inbound(at(0), addr("8.8.8.8:2"), port).is_some(),
+                inbound(&mut nat, at(0), "8.8.8.8:2", port).is_some(),
                 other_port
             );
             assert_eq!(
-                nat.inbound(at(0), addr("9.9.9.9:1"), port).is_some(),
+                inbound(&mut nat, at(0), "9.9.9.9:1", port).is_some(),
                 stranger
             );
-            assert_eq!(nat.inbound(at(0), addr("8.8.8.8:1"), port ^ 1), None);
+            assert_eq!(inbound(&mut nat, at(0), "8.8.8.8:1", port ^ 1), None);
         }
     }
 
@@ -521,17 +608,43 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_gives_a_host_one_address_or_any_or_one_for_each_destination() {
+        let addresses = |pool| {
+            let config = NatConfig::home().pool(pool);
+            let mut nat = nat(config);
+            let mut seen = std::collections::BTreeSet::new();
+            for port in 5_000..5_032 {
+                let source = SocketAddr::new(addr(INSIDE).ip(), port);
+                let [one, other] =
+                    ["8.8.8.8:1", "8.8.8.9:1"].map(|to| nat.outbound(at(0), source, addr(to)));
+                let fixed = one == other;
+                assert_eq!(fixed, !matches!(pool, Pool::ByDestination(_)));
+                seen.insert(one.unwrap().ip());
+                assert_eq!(
+                    nat.inbound(at(0), addr("8.8.8.8:1"), one.unwrap()),
+                    Some(source)
+                );
+            }
+            seen.len()
+        };
+        assert_eq!(addresses(Pool::One), 1);
+        assert_eq!(addresses(Pool::Paired(2)), 1);
+        assert_eq!(addresses(Pool::ByDestination(2)), 1);
+        assert_eq!(addresses(Pool::Arbitrary(2)), 2);
+    }
+
+    #[test]
     fn a_mapping_expires_unless_it_is_refreshed_from_inside() {
         let mut nat = nat(NatConfig::home().lifetime(Duration::from_secs(30)));
         let port = send(&mut nat, "8.8.8.8:1");
-        assert!(nat.inbound(at(29), addr("8.8.8.8:1"), port).is_some());
+        assert!(inbound(&mut nat, at(29), "8.8.8.8:1", port).is_some());
         assert!(
-            nat.inbound(at(30), addr("8.8.8.8:1"), port).is_none(),
+            inbound(&mut nat, at(30), "8.8.8.8:1", port).is_none(),
             "not refreshed from outside"
         );
         nat.outbound(at(40), addr(INSIDE), addr("8.8.8.8:1"));
         nat.outbound(at(60), addr(INSIDE), addr("8.8.8.8:1"));
-        assert!(nat.inbound(at(89), addr("8.8.8.8:1"), port).is_some());
+        assert!(inbound(&mut nat, at(89), "8.8.8.8:1", port).is_some());
         assert_eq!(nat.mappings(at(89)), 1);
         assert_eq!(nat.mappings(at(90)), 0);
     }
@@ -546,8 +659,11 @@ mod tests {
             assert_eq!(nat.outbound(at(40), other, to).unwrap().port(), 5_000);
             let moved = nat.outbound(at(50), addr(INSIDE), to).unwrap().port();
             assert_ne!(moved, 5_000);
-            assert_eq!(nat.inbound(at(50), to, 5_000), Some(other));
-            assert_eq!(nat.inbound(at(50), to, moved), Some(addr(INSIDE)));
+            assert_eq!(inbound(&mut nat, at(50), "8.8.8.8:1", 5_000), Some(other));
+            assert_eq!(
+                inbound(&mut nat, at(50), "8.8.8.8:1", moved),
+                Some(addr(INSIDE))
+            );
         }
     }
 
@@ -555,7 +671,7 @@ mod tests {
     fn hairpinning_shows_the_external_source_or_does_not_work() {
         let mut with = nat(NatConfig::new(Mapping::Eim, Filtering::Eif).hairpin());
         let port = send(&mut with, "8.8.8.8:1");
-        let to = SocketAddr::new(with.external(), port);
+        let to = SocketAddr::new(with.externals()[0], port);
         let (source, destination) = with.hairpin(at(0), addr("192.168.1.3:6000"), to).unwrap();
         assert_eq!(
             (source, destination),
@@ -573,10 +689,10 @@ mod tests {
                 ..NatConfig::home()
             });
             let port = send(&mut nat, "8.8.8.8:1");
-            assert_eq!(nat.inbound(at(0), addr("9.9.9.9:7"), port), None);
+            assert_eq!(inbound(&mut nat, at(0), "9.9.9.9:7", port), None);
             assert_eq!(send(&mut nat, "9.9.9.9:7") != port, moves);
             assert_eq!(send(&mut nat, "9.9.9.9:8"), port, "another tuple is free");
-            assert_eq!(nat.inbound(at(1), addr("9.9.9.9:7"), port).is_none(), moves);
+            assert_eq!(inbound(&mut nat, at(1), "9.9.9.9:7", port).is_none(), moves);
         }
     }
 
@@ -584,7 +700,7 @@ mod tests {
     fn a_packet_that_left_first_keeps_its_tuple_behind_an_accepting_input_chain() {
         let mut nat = nat(NatConfig::home().accepting_input());
         let port = send(&mut nat, "9.9.9.9:7");
-        assert!(nat.inbound(at(0), addr("9.9.9.9:7"), port).is_some());
+        assert!(inbound(&mut nat, at(0), "9.9.9.9:7", port).is_some());
         assert_eq!(send(&mut nat, "9.9.9.9:7"), port);
     }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_core::engine::{Event, Explanation, NetworkStatus, PathKind, PeerKey, PongInfo};
+use mesh_core::identity::RelayUrl;
 use mesh_core::time::Instant;
 
 use super::host::{Host, Input, NETWORK};
@@ -178,6 +179,14 @@ impl Sim {
     /// The ports that were recorded.
     pub fn ports_tried(&self, host: HostId) -> BTreeSet<u16> {
         self.host(host).tried.clone().unwrap_or_default()
+    }
+
+    /// The IPv6 address of a relay, for configurations.
+    pub fn relay_url_v6(&self, relay: RelayId) -> RelayUrl {
+        let addresses = &self.nodes[relay.0.0].table.addresses;
+        let mut v6 = addresses.iter().filter(|(_, ip)| ip.is_ipv6());
+        let ip = v6.next().expect("relays have both families").1;
+        self.relay(relay).url(ip)
     }
 
     /// The address of a relay.

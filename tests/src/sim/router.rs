@@ -238,11 +238,11 @@ impl Router {
         let nat = self
             .nat
             .as_mut()
-            .filter(|nat| nat.external() == destination.ip());
+            .filter(|nat| nat.externals().contains(&destination.ip()));
         let nat = nat.ok_or("for the router itself")?;
         if is_inbound {
             packet.destination = nat
-                .inbound(now, packet.source, destination.port())
+                .inbound(now, packet.source, destination)
                 .ok_or("unsolicited")?;
         } else {
             if packet.ttl <= self.hops {
