@@ -107,6 +107,8 @@ pub const SPRAYS_A_DAY: usize = 256;
 pub const SPRAY_ICMP_ERRORS: u32 = 32;
 /// Public addresses of our own that are remembered as ones behind which hosts reach each other by the outside.
 pub const HAIRPINS: usize = 16;
+/// Places, by gateway and public address, whose NATs' memory is known.
+pub const LIFETIMES: usize = 16;
 /// Spare sockets: one spray, one row with its sample, one measurement, and paths of so many peers that were won with one.
 pub const SPARE_SOCKETS: usize = 1_024;
 /// What is remembered of attempts to reach one peer directly.
