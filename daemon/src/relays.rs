@@ -51,11 +51,19 @@ struct State {
     connections: HashMap<RelayHandle, Connection>,
 }
 
+/// What a relay is to be told.
+enum Message {
+    /// On the control stream, in order.
+    Stream(ClientMessage),
+    /// Past it.
+    Datagram(ClientMessage),
+}
+
 /// What is left here of a connection; the rest belongs to its task.
 struct Connection {
     id: DialId,
     /// `None` after an overflow, which ends the connection.
-    messages: Option<mpsc::Sender<ClientMessage>>,
+    messages: Option<mpsc::Sender<Message>>,
     task: AbortHandle,
 }
 
@@ -115,7 +123,8 @@ impl RelayDialer {
     pub fn handle(&self, id: DialId, action: RelayAction) {
         match action {
             RelayAction::Dial { network, url } => self.dial(id, network, url),
-            RelayAction::Send(message) => self.send(id, message),
+            RelayAction::Send(message) => self.send(id, Message::Stream(message)),
+            RelayAction::Hasten(message) => self.send(id, Message::Datagram(message)),
             RelayAction::Hangup => {
                 self.state().connections.remove(&id.relay);
             }
@@ -150,7 +159,7 @@ impl RelayDialer {
         self.state().connections.insert(id.relay, connection);
     }
 
-    fn send(&self, id: DialId, message: ClientMessage) {
+    fn send(&self, id: DialId, message: Message) {
         let mut state = self.state();
         let Some(connection) = state.connections.get_mut(&id.relay) else {
             return;
@@ -181,7 +190,7 @@ impl Dial {
     async fn run(
         &self,
         identity: Option<Arc<Identity>>,
-        messages: mpsc::Receiver<ClientMessage>,
+        messages: mpsc::Receiver<Message>,
     ) -> String {
         let Some(identity) = identity else {
             return "the network is not up".to_owned();
@@ -278,8 +287,15 @@ impl Dial {
 }
 
 /// Sends messages until there is no more point; returns why.
-async fn speak(mut sender: client::Sender, mut messages: mpsc::Receiver<ClientMessage>) -> String {
+async fn speak(mut sender: client::Sender, mut messages: mpsc::Receiver<Message>) -> String {
     while let Some(message) = messages.recv().await {
+        let message = match message {
+            Message::Stream(message) => message,
+            Message::Datagram(message) => {
+                sender.hasten(&message);
+                continue;
+            }
+        };
         match timeout(limits::CONTROL_TIMEOUT, sender.send(&message)).await {
             Ok(Ok(())) => {}
             Ok(Err(closed)) => return closed.reason,

@@ -173,9 +173,6 @@ pub async fn connect(
     })
 }
 
-/// What a ping is accompanied by.
-const HERE: &[u8] = &[0];
-
 impl Client {
     /// Address of the relay.
     pub fn remote_address(&self) -> SocketAddr {
@@ -232,15 +229,17 @@ impl Sender {
     pub async fn send(&mut self, message: &ClientMessage) -> Result<(), Closed> {
         self.buffer.clear();
         message.encode(&mut self.buffer);
-        // The stream waits for what was lost on it, as on a move to another network; this does not, and shows the relay
-        // where we are. One that does not take it looks when it reads the ping.
-        if matches!(message, ClientMessage::Ping { .. }) {
-            let _ = self.connection.send_datagram(HERE.into());
-        }
         match self.stream.write_all(&self.buffer).await {
             Ok(()) => Ok(()),
             Err(_) => Err(self.closed().await),
         }
+    }
+
+    /// Sends a message past the stream, which waits for what was lost on it: at once or not at all. For those that
+    /// [`ClientMessage::may_be_hastened`].
+    pub fn hasten(&self, message: &ClientMessage) {
+        // One that does not fit, or that this relay does not take, arrives by the stream.
+        let _ = self.connection.send_datagram(message.to_datagram().into());
     }
 
     /// Closes the connection after what was sent has arrived, or a quarter of a second.

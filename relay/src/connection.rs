@@ -153,14 +153,25 @@ impl Client<'_> {
         });
     }
 
-    /// Notices at once that the client has moved: the stream would wait for what was lost on the move. Never ends.
+    /// Feeds the server what the client does not want to wait for the stream, as after a move. Ends if that is nonsense.
     async fn follow(&self) {
         let mut pace = Pace::default();
-        while self.connection.read_datagram().await.is_ok() {
+        while let Ok(datagram) = self.connection.read_datagram().await {
             pace.wait().await;
             self.locate();
+            match ClientMessage::decode(&datagram) {
+                Ok(message) if message.may_be_hastened() => self
+                    .shared
+                    .with(|server, now| server.handle_message(now, self.conn, message)),
+                _ => return self.malformed(),
+            }
         }
         std::future::pending().await
+    }
+
+    fn malformed(&self) {
+        self.shared
+            .with(|server, _| server.handle_malformed(self.conn));
     }
 
     /// Feeds the server until the stream ends or carries nonsense.
@@ -181,9 +192,7 @@ impl Client<'_> {
                     Err(error) => Err(error),
                 };
                 let Ok(message) = message else {
-                    return self
-                        .shared
-                        .with(|server, _| server.handle_malformed(self.conn));
+                    return self.malformed();
                 };
                 self.shared
                     .with(|server, now| server.handle_message(now, self.conn, message));

@@ -109,16 +109,16 @@ pub fn peer_id(connection: &quinn::Connection) -> Option<NodeId> {
     node_of(keys.first()?).ok()
 }
 
-/// Bytes of QUIC datagrams that wait to be read.
-const DATAGRAM_BYTES: usize = 64;
+/// Bytes of QUIC datagrams that wait to be read, or to be sent: the calls to a few peers.
+const DATAGRAM_BYTES: usize = 8 << 10;
 
 fn transport(streams: u32) -> quinn::TransportConfig {
     let mut transport = quinn::TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(streams.into())
         .max_concurrent_uni_streams(0_u32.into())
-        // One byte each, which says "look where this comes from".
         .datagram_receive_buffer_size(Some(DATAGRAM_BYTES))
+        .datagram_send_buffer_size(DATAGRAM_BYTES)
         .stream_receive_window(RECEIVE_WINDOW.into())
         .receive_window(RECEIVE_WINDOW.into())
         .send_window(SEND_WINDOW)

@@ -14,7 +14,7 @@ use mesh_core::wire::relay::{
     Alternatives, ClientMessage, Frame, Refusal, ServerMessage, parse_frame,
 };
 use mesh_core::wire::stun::{self, Change};
-use mesh_relay::client::ClientError;
+use mesh_relay::client::{self, ClientError};
 use mesh_relay::config::Config;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -440,6 +440,38 @@ async fn nonsense_on_the_control_stream_ends_that_connection_only() {
     let (_, reason) = bad.closed().await;
     assert_eq!(reason, "the client sent a malformed message");
     good.ping(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_as_a_datagram_counts_as_if_it_came_by_the_stream() {
+    let relay = TestRelay::open();
+    let mut receiver = Client::new(&relay, 1).await;
+    let host = Host::new(2, Ipv4Addr::LOCALHOST).await;
+    let connect = client::connect(&host.endpoint, &host.identity, &relay.id, relay.address);
+    let (mut sender, mut heard) = within(connect).await.unwrap().split();
+    let hello = ClientMessage::Hello { version: 1 };
+    sender.send(&hello).await.unwrap();
+    within(heard.receive()).await.unwrap();
+    let (to, packet) = (node(1), vec![7; 900]);
+    sender.hasten(&ClientMessage::Send {
+        to,
+        packet: packet.clone(),
+    });
+    let from = node(2);
+    assert_eq!(
+        receiver.hear().await,
+        ServerMessage::Received { from, packet }
+    );
+    sender.hasten(&ClientMessage::Ping { nonce: 3 });
+    assert_eq!(
+        within(heard.receive()).await.unwrap(),
+        ServerMessage::Pong { nonce: 3 }
+    );
+    // What has to come in turn is no datagram.
+    sender.hasten(&ClientMessage::OpenChannel { peer: to });
+    let closed = within(heard.receive()).await.unwrap_err();
+    assert_eq!(closed.reason, "the client sent a malformed message");
+    receiver.ping(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

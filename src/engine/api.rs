@@ -123,6 +123,9 @@ pub enum RelayAction {
     },
     /// Send a message on the control stream, in order.
     Send(ClientMessage),
+    /// Send it as a QUIC datagram (RFC 9221), at once or not at all: the same message follows on the stream, which may have
+    /// to wait for what was lost on it.
+    Hasten(ClientMessage),
     /// Close the connection and forget it; no [`RelayEvent`] follows.
     Hangup,
 }

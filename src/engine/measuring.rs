@@ -22,7 +22,7 @@ impl Engine {
         let (requests, progress) = self
             .prober
             .handle_timeout(now, &mut self.rng, || stun_servers(relays));
-        self.send_requests(requests);
+        self.send_requests(now, requests);
         match progress {
             Progress::Nothing => return,
             Progress::Round => {
@@ -45,7 +45,7 @@ impl Engine {
         }
     }
 
-    fn send_requests(&mut self, requests: Vec<Request>) {
+    fn send_requests(&mut self, now: Instant, requests: Vec<Request>) {
         for request in requests {
             match request {
                 Request::Datagram {
@@ -59,10 +59,10 @@ impl Engine {
                     payload,
                 }),
                 Request::Knock { relay, port, txn } => {
-                    self.tell_relay(relay, ClientMessage::Knock { port, txn });
+                    self.tell_relay(now, relay, ClientMessage::Knock { port, txn });
                 }
                 Request::Ping { relay, nonce } => {
-                    self.tell_relay(relay, ClientMessage::Ping { nonce });
+                    self.tell_relay(now, relay, ClientMessage::Ping { nonce });
                 }
             }
         }

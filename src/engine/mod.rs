@@ -101,6 +101,8 @@ pub struct Engine {
     /// Relay channels by the relay's address and the number that it gave us.
     channels: BTreeMap<(SocketAddr, u32), (RelayHandle, PeerIndex)>,
     host: Vec<HostAddress>,
+    /// There was a real one among them at some time.
+    was_online: bool,
     ports: (Option<u16>, Option<u16>),
     /// The largest MTU among this host's links.
     link_mtu: u16,
@@ -142,6 +144,7 @@ impl Engine {
             next_relay: 0,
             channels: BTreeMap::new(),
             host: Vec::new(),
+            was_online: false,
             ports: (None, None),
             link_mtu: 0,
             too_big: Bucket::default(),
@@ -353,7 +356,7 @@ impl Engine {
             return false;
         };
         match self.seal_control(now, index, message) {
-            Some(sealed) => self.transmit(index, key, sealed, ttl),
+            Some(sealed) => self.transmit(now, index, key, sealed, ttl),
             None => false,
         }
     }

@@ -460,6 +460,7 @@ impl Engine {
     /// Sends a sealed message on one path. `false` if the path leads nowhere now.
     pub(super) fn transmit(
         &mut self,
+        now: Instant,
         index: PeerIndex,
         key: PathKey,
         sealed: Vec<u8>,
@@ -498,7 +499,7 @@ impl Engine {
                     });
                     true
                 }
-                _ => self.send_by_relay(index, relay, sealed),
+                _ => self.send_by_relay(now, index, relay, sealed),
             },
         }
     }

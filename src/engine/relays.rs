@@ -31,8 +31,7 @@ impl Engine {
         match event {
             RelayEvent::Connected { remote } => {
                 relay.connected(now, remote);
-                let version = PROTOCOL_VERSION;
-                self.tell_relay(handle, ClientMessage::Hello { version });
+                self.greet_relay(now, handle);
             }
             RelayEvent::Message(message) => self.handle_relay_message(now, handle, message, out),
             RelayEvent::Closed { reason } => {
@@ -42,6 +41,21 @@ impl Engine {
                     relay.closed(now, reason, wanted, &mut self.rng);
                 }
                 self.relay_lost(now, handle);
+            }
+        }
+    }
+
+    /// Says hello, and at once what is wanted: the relay reads it in turn, and an answer that would have to be waited for is
+    /// a round trip more without data.
+    fn greet_relay(&mut self, now: Instant, handle: RelayHandle) {
+        let Some(network) = self.relays.get(&handle).map(|relay| relay.network) else {
+            return;
+        };
+        let version = PROTOCOL_VERSION;
+        self.tell_relay(now, handle, ClientMessage::Hello { version });
+        for index in self.peers_of(network) {
+            if self.peer(index).is_some_and(|peer| peer.is_active(now)) {
+                self.open_channel(now, index, handle, true);
             }
         }
     }
@@ -118,9 +132,21 @@ impl Engine {
         self.networks.get(&network)?.by_key.get(&key).copied()
     }
 
-    pub(super) fn tell_relay(&mut self, handle: RelayHandle, message: ClientMessage) {
+    pub(super) fn tell_relay(&mut self, now: Instant, handle: RelayHandle, message: ClientMessage) {
+        let held_up = |relay: &RelayClient| relay.is_held_up(now);
+        // A ping may be there to tell that what was said before it has arrived.
+        let in_turn = matches!(message, ClientMessage::Ping { .. });
+        if !in_turn && message.may_be_hastened() && self.relays.get(&handle).is_some_and(held_up) {
+            self.hasten(handle, message.clone());
+        }
         self.outputs
             .push_back(Output::Relay(handle, RelayAction::Send(message)));
+    }
+
+    /// Says something past the control stream; see [`RelayAction::Hasten`].
+    pub(super) fn hasten(&mut self, handle: RelayHandle, message: ClientMessage) {
+        let hasten = RelayAction::Hasten(message);
+        self.outputs.push_back(Output::Relay(handle, hasten));
     }
 
     fn hang_up(&mut self, now: Instant, handle: RelayHandle) {
@@ -209,8 +235,8 @@ impl Engine {
         relay: RelayHandle,
         urgent: bool,
     ) {
-        let ready = |relay: &RelayClient| relay.ready().is_some();
-        if !self.relays.get(&relay).is_some_and(ready) {
+        let stands = |relay: &RelayClient| relay.remote().is_some();
+        if !self.relays.get(&relay).is_some_and(stands) {
             return;
         }
         let Some(peer) = self.peer_mut(index) else {
@@ -222,7 +248,7 @@ impl Engine {
             .get_or_add(PathKey::Relay(relay), now)
             .is_some_and(|path| path.ask_for_channel(now, urgent));
         if ask {
-            self.tell_relay(relay, ClientMessage::OpenChannel { peer: id });
+            self.tell_relay(now, relay, ClientMessage::OpenChannel { peer: id });
         }
     }
 
@@ -241,7 +267,7 @@ impl Engine {
         let Some(remote) = relay.ready() else { return };
         let Some(index) = self.peer_of(relay.network, peer) else {
             // Someone whom the relay admits and we do not know: no state for them.
-            self.tell_relay(handle, ClientMessage::CloseChannel { channel });
+            self.tell_relay(now, handle, ClientMessage::CloseChannel { channel });
             return;
         };
         self.channels
@@ -285,6 +311,7 @@ impl Engine {
     /// Sends a packet on the control stream. `false` if the relay is not there.
     pub(super) fn send_by_relay(
         &mut self,
+        now: Instant,
         index: PeerIndex,
         relay: RelayHandle,
         packet: Vec<u8>,
@@ -296,7 +323,7 @@ impl Engine {
             .is_some_and(|relay| relay.ready().is_some());
         match to {
             Some(to) if ready && packet.len() <= MAX_SENT_PACKET => {
-                self.tell_relay(relay, ClientMessage::Send { to, packet });
+                self.tell_relay(now, relay, ClientMessage::Send { to, packet });
                 true
             }
             _ => false,
@@ -325,7 +352,7 @@ impl Engine {
                 Some(_) => ClientMessage::ProveAddress { nonce },
                 None => ClientMessage::Ping { nonce },
             };
-            self.tell_relay(handle, message);
+            self.tell_relay(now, handle, message);
         }
     }
 

@@ -38,6 +38,7 @@ impl Engine {
         // A bridge of containers that comes or goes changes what we offer, and no path.
         let only_bridges =
             self.host != host && self.ports == ports && real(&self.host).eq(real(&host));
+        self.was_online |= real(&host).next().is_some();
         self.link_mtu = host.iter().map(|address| address.mtu).max().unwrap_or(0);
         self.host = host;
         self.ports = ports;
@@ -128,22 +129,31 @@ impl Engine {
         real.peek().is_none() || real.any(|ip| ip.is_ipv4() == v4)
     }
 
-    /// Asks a relay whether it is still there; it is given up if it does not answer.
+    /// True while this host has no way out, as far as is known: it had one, and all that is left are virtual interfaces.
+    fn is_offline(&self) -> bool {
+        self.was_online && real(&self.host).next().is_none()
+    }
+
+    /// Asks a relay whether it is still there; it is given up if it does not answer. Not while nothing can get out: the
+    /// connection may outlive the pause, and to make a new one takes several times as long as to go on with it.
     pub(super) fn ask_relay(&mut self, now: Instant, handle: RelayHandle) {
+        if self.is_offline() {
+            return;
+        }
         let rtt = self.relay_rtt(handle);
         let asks = |relay: &mut RelayClient| relay.ask(now, rtt);
         if self.relays.get_mut(&handle).is_some_and(asks) {
             let nonce = self.rng.u64();
-            self.tell_relay(handle, ClientMessage::Ping { nonce });
+            self.hasten(handle, ClientMessage::Ping { nonce });
+            self.tell_relay(now, handle, ClientMessage::Ping { nonce });
         }
     }
 
-    /// True if some peer needs a relay now: it is in use, and no direct path leads to it. Not while this host has no address
-    /// at all, as far as is known: each packet would only keep the kernel asking for a router that is not there, a second
-    /// at a time, and that second would still be running when the link is back. We are told then, and dial at once.
+    /// True if some peer needs a relay now: it is in use, and no direct path leads to it. Not while nothing can get out:
+    /// each packet would only keep the kernel asking for a router that is not there, a second at a time, and that second
+    /// would still be running when the link is back. We are told then, and dial at once.
     pub(super) fn wants_relay(&self, now: Instant, network: super::NetworkIndex) -> bool {
-        let offline = self.host.is_empty();
-        !offline
+        !self.is_offline()
             && self.peers_of(network).into_iter().any(|index| {
                 self.peer(index).is_some_and(|peer| {
                     peer.is_active(now)
@@ -174,7 +184,7 @@ impl Engine {
         if doubtful {
             for relay in self.ready_relays(network) {
                 if let Some(sealed) = self.seal_control(now, index, message) {
-                    sent |= self.send_by_relay(index, relay, sealed);
+                    sent |= self.send_by_relay(now, index, relay, sealed);
                 }
             }
         }

@@ -61,7 +61,7 @@ impl Engine {
             .and_then(|session| session.seal(now, kernel, &[], out));
         if let Some(length) = sealed {
             let message = self.scratch[..length].to_vec();
-            self.transmit(index, key, message, None);
+            self.transmit(now, index, key, message, None);
         }
     }
 
@@ -144,11 +144,11 @@ impl Engine {
             }
             match key {
                 PathKey::Direct(..) => {
-                    self.transmit(index, key, message.to_vec(), None);
+                    self.transmit(now, index, key, message.to_vec(), None);
                 }
                 PathKey::Relay(relay) => {
                     self.open_channel(now, index, relay, true);
-                    self.send_by_relay(index, relay, message.to_vec());
+                    self.send_by_relay(now, index, relay, message.to_vec());
                 }
             }
         }
@@ -224,12 +224,12 @@ impl Engine {
                     self.home_relay_of(index)
                 };
                 if let Some(relay) = home {
-                    self.send_by_relay(index, relay, response.clone());
+                    self.send_by_relay(now, index, relay, response.clone());
                 }
-                self.transmit(index, key, response, None);
+                self.transmit(now, index, key, response, None);
             }
             PathKey::Relay(relay) => {
-                self.send_by_relay(index, relay, response);
+                self.send_by_relay(now, index, relay, response);
             }
         }
         self.arm(now, index, None);

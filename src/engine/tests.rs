@@ -26,6 +26,7 @@ struct Host {
     events: Vec<Event>,
     dials: usize,
     greeted: bool,
+    hastened: Vec<ClientMessage>,
 }
 
 struct Pair {
@@ -101,6 +102,7 @@ fn host(
         events: Vec::new(),
         dials: 0,
         greeted: false,
+        hastened: Vec::new(),
     }
 }
 
@@ -199,6 +201,7 @@ impl Pair {
                 return self.relay_event(at, handle, event);
             }
             RelayAction::Hangup => return,
+            RelayAction::Hasten(message) => return self.hosts[at].hastened.push(message),
             RelayAction::Send(message) => message,
         };
         let peer = self.hosts[1 - at].id;
@@ -501,6 +504,82 @@ fn a_cloned_key_ends_in_a_health_line_and_not_in_a_fight() {
         pair.hosts[0].engine.status(pair.now)[0].health[0]
             .contains("another host uses this node's key")
     );
+}
+
+#[test]
+fn what_is_said_to_a_relay_after_a_move_does_not_wait_for_what_was_lost() {
+    let mut pair = Pair::new(true, false);
+    pair.direct_open = false;
+    let packet = pair.inner_packet(0, 1);
+    pair.send(0, &packet);
+    pair.run(Duration::from_secs(5));
+    assert!(pair.hosts[0].hastened.is_empty());
+    let elsewhere = HostAddress {
+        ip: [198, 51, 100, 77].into(),
+        virtual_interface: false,
+        mtu: 1_500,
+    };
+    let now = pair.now;
+    pair.hosts[0]
+        .engine
+        .set_local_addresses(now, &[elsewhere], Some(41_820), None);
+    pair.drain(0);
+    let challenge = crate::wire::relay::challenge_frame(9);
+    pair.deliver(0, pair.relay, &challenge);
+    pair.run(Duration::from_millis(20));
+    let said = |wanted: fn(&ClientMessage) -> bool| pair.hosts[0].hastened.iter().any(wanted);
+    assert!(said(|message| matches!(
+        message,
+        ClientMessage::Ping { .. }
+    )));
+    assert!(said(|message| matches!(
+        message,
+        ClientMessage::Send { .. }
+    )));
+    let proof = ClientMessage::ProveAddress { nonce: 9 };
+    assert!(pair.hosts[0].hastened.contains(&proof));
+    // Later there is nothing to overtake.
+    pair.run(Duration::from_secs(3));
+    pair.hosts[0].hastened.clear();
+    pair.deliver(0, pair.relay, &challenge);
+    assert!(pair.hosts[0].hastened.is_empty());
+}
+
+#[test]
+fn a_host_without_any_network_gives_no_relay_up() {
+    let mut pair = Pair::new(true, false);
+    pair.direct_open = false;
+    let packet = pair.inner_packet(0, 1);
+    pair.send(0, &packet);
+    pair.run(Duration::from_secs(5));
+    let dials = pair.hosts[0].dials;
+    let now = pair.now;
+    pair.hosts[0]
+        .engine
+        .set_local_addresses(now, &[], Some(41_820), None);
+    pair.relay_up = false;
+    for number in 0..100 {
+        let packet = pair.inner_packet(0, number);
+        pair.send(0, &packet);
+        pair.run(Duration::from_millis(50));
+    }
+    pair.relay_up = true;
+    let own = HostAddress {
+        ip: pair.hosts[0].address.ip(),
+        virtual_interface: false,
+        mtu: 1_500,
+    };
+    let now = pair.now;
+    pair.hosts[0]
+        .engine
+        .set_local_addresses(now, &[own], Some(41_820), None);
+    pair.drain(0);
+    pair.hosts[1].received.clear();
+    let packet = pair.inner_packet(0, 200);
+    pair.send(0, &packet);
+    pair.run(Duration::from_millis(10));
+    assert_eq!(pair.hosts[1].received, [packet]);
+    assert_eq!(pair.hosts[0].dials, dials);
 }
 
 #[test]

@@ -11,11 +11,12 @@ use std::time::Duration;
 use crate::limits;
 use crate::time::Instant;
 
-/// When openers go out, counted from the start, and how many routers they pass. 2 dies on the first router behind a
-/// plain home NAT. Behind two NATs it takes one more, and an opener that goes too far arrives after the peer's own
+/// How many routers the first opener passes: it dies on the first one behind a plain home NAT.
+pub(crate) const FIRST_OPENER: u8 = 2;
+/// When openers go out, counted from the start, and how many routers they pass. Behind two NATs it takes one more, and an opener that goes too far arrives after the peer's own
 /// first opener has left, so that it finds a mapping to fit.
 const OPENERS: [(Duration, u8); 3] = [
-    (Duration::ZERO, 2),
+    (Duration::ZERO, FIRST_OPENER),
     (Duration::from_millis(5), 3),
     (Duration::from_millis(10), 4),
 ];

@@ -36,6 +36,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(700);
 const DEFAULT_RTT: Duration = Duration::from_millis(250);
 /// Shortest time between two such questions.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
+/// What was said just before the network changed is lost, and the control stream waits until it has been said again: so
+/// long after the question, at the most, on a line of a quarter of a second.
+const HELD_UP: Duration = Duration::from_secs(1);
 
 /// Where the connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,6 +169,11 @@ impl RelayClient {
         let wait = (rtt.unwrap_or(DEFAULT_RTT) * 3).max(ANSWER_TIMEOUT);
         self.answer_until = Some(now + wait);
         true
+    }
+
+    /// True while what is said on the control stream may be late: it was asked lately whether the relay is there.
+    pub(crate) fn is_held_up(&self, now: Instant) -> bool {
+        self.asked.is_some_and(|asked| now.since(asked) < HELD_UP)
     }
 
     /// What was asked from where we were may never have arrived: it can be asked again at once.

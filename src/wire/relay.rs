@@ -1,7 +1,8 @@
 //! What a relay and its clients say to each other.
 //!
 //! - On the control stream, the one bidirectional QUIC stream that the client opens: [`ClientMessage`] and
-//!   [`ServerMessage`], each behind a two-byte length; [`Framer`] finds them in the stream.
+//!   [`ServerMessage`], each behind a two-byte length; [`Framer`] finds them in the stream. What should not wait for
+//!   something that was lost also goes in a QUIC datagram, see [`ClientMessage::may_be_hastened`].
 //! - On plain UDP beside QUIC: [`Frame`]s of an 8-byte header, mostly WireGuard packets on a numbered channel. They
 //!   carry no secret of the relay and no proof: a channel only works from the address that its client has proved.
 
@@ -16,6 +17,8 @@ use crate::limits::MAX_RELAY_MESSAGE;
 /// Version of the control stream; both sides send theirs first.
 pub const PROTOCOL_VERSION: u8 = 1;
 
+/// Bytes of a message's length on the stream.
+const LENGTH: usize = 2;
 /// Lowest port that a relay knocks at: NATs give out none below, and well-known services of whoever shares the address
 /// are left alone.
 pub const MIN_KNOCKED_PORT: u16 = 1_024;
@@ -181,6 +184,15 @@ mod kind {
 }
 
 impl ClientMessage {
+    /// True if the message may arrive twice and out of turn, and so as a QUIC datagram beside the control stream: on its
+    /// own, without a length.
+    pub const fn may_be_hastened(&self) -> bool {
+        matches!(
+            self,
+            Self::Ping { .. } | Self::Send { .. } | Self::ProveAddress { .. }
+        )
+    }
+
     /// Appends the message with its length to `buffer`. A packet of more than [`MAX_SENT_PACKET`] bytes is cut off
     /// there, as its receiver would refuse the whole message.
     pub fn encode(&self, buffer: &mut Vec<u8>) {
@@ -198,6 +210,13 @@ impl ClientMessage {
                 _ = w.u8(kind::KNOCK).u16(*port).bytes(txn).bytes(&padding);
             }
         });
+    }
+
+    /// The message without its length, as a QUIC datagram.
+    pub fn to_datagram(&self) -> Vec<u8> {
+        let mut buffer = Vec::new();
+        self.encode(&mut buffer);
+        buffer.split_off(LENGTH)
     }
 
     /// Parses the body of a message, without its length.
@@ -381,10 +400,10 @@ fn bounded(packet: &[u8]) -> &[u8] {
 
 fn framed(buffer: &mut Vec<u8>, body: impl FnOnce(&mut Writer<'_>)) {
     let start = buffer.len();
-    buffer.extend([0, 0]);
+    buffer.extend([0; LENGTH]);
     body(&mut Writer::new(buffer));
-    let len = (buffer.len() - start - 2) as u16;
-    buffer[start..start + 2].copy_from_slice(&len.to_be_bytes());
+    let len = (buffer.len() - start - LENGTH) as u16;
+    buffer[start..start + LENGTH].copy_from_slice(&len.to_be_bytes());
 }
 
 /// Finds the messages in the bytes of a control stream, however they are cut; holds at most one message.

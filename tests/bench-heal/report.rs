@@ -98,9 +98,9 @@ impl Report {
     pub(crate) fn write(&self) -> Result<()> {
         let mut text = String::from(
             "# Paths that heal\n\n\
-             How long pings through the tunnel (every 10 ms, there and back) were not answered after something broke, and how \
-             long it took until both directions carried them directly again. A TCP stream ran all along and had to go on \
-             with the same connection. The real programs in network namespaces on one machine, behind NATs by nftables; \
+             How long pings through the tunnel (every 10 ms, there and back) were not answered after something broke (an answer \
+             more than 50 ms later than the round trip by way of the relay counts as none), and how long it took until both \
+             directions carried them directly again. A TCP stream ran all along and had to go on with the same connection. The real programs in network namespaces on one machine, behind NATs by nftables; \
              the delay is that of one way between any two sites, so that the round trip of the direct path is twice, and \
              that by way of the relay four times as long. Written by `make bench-heal-docs`.\n\n",
         );

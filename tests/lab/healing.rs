@@ -13,7 +13,7 @@ const LIMIT: Duration = Duration::from_secs(3);
 fn pulsing(lab: &Lab) -> Result<(Pair, Pulse)> {
     let pair = Pair::behind(lab, Nat::Masquerade, Nat::Masquerade)?;
     pair.settle("direct")?;
-    let pulse = Pulse::start(&pair.a, &pair.b)?;
+    let pulse = Pulse::start(&pair.a, &pair.b, LIMIT)?;
     pulse.wait(Instant::now(), SOON)?;
     Ok((pair, pulse))
 }
@@ -52,7 +52,7 @@ fn a_tcp_stream_survives_a_switch_of_the_uplink() {
         lte.attach(&net.a, "lte0", 200)?;
         let pair = Pair::on(lab, net)?;
         pair.settle("direct")?;
-        let pulse = Pulse::start(&pair.a, &pair.b)?;
+        let pulse = Pulse::start(&pair.a, &pair.b, LIMIT)?;
         pulse.wait(Instant::now(), SOON)?;
         pair.a.ns.ip("link set eth0 down")?;
         let took = pulse.wait(Instant::now(), SOON)?;
@@ -69,7 +69,7 @@ fn a_relay_that_is_killed_and_comes_back_carries_data_again() {
         net.internet.block_udp(net.nat_a.wan, net.nat_b.wan)?;
         let mut pair = Pair::on(lab, net)?;
         pair.settle("relay")?;
-        let pulse = Pulse::start(&pair.a, &pair.b)?;
+        let pulse = Pulse::start(&pair.a, &pair.b, LIMIT)?;
         Relay::kill(&mut pair.relay);
         std::thread::sleep(Duration::from_secs(1));
         pair.relay.restart()?;

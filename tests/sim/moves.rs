@@ -80,7 +80,7 @@ fn replugged(pause: Duration, direct: Duration, stall: impl Fn(&Scene) -> Durati
 #[test]
 fn a_change_in_two_steps_costs_no_more_than_one() {
     // The link is lost, and the host told; what manages its network gives it another one 20 ms later.
-    replugged(ms(20), ms(150), |scene| ms(50) + scene.rtt() * 2 + ms(20));
+    replugged(ms(20), ms(40), |scene| ms(50) + scene.rtt() * 2 + ms(20));
 }
 
 #[test]

@@ -53,13 +53,13 @@ impl Outbox {
                 self.dials.insert(relay, self.last_dial);
                 Some(self.last_dial)
             }
-            RelayAction::Send(_) => self.dials.get(&relay).copied(),
+            RelayAction::Send(_) | RelayAction::Hasten(_) => self.dials.get(&relay).copied(),
             RelayAction::Hangup => self.dials.remove(&relay),
         };
         // Nothing to say to a connection that was never dialled.
         let Some(dial) = dial else { return Ok(()) };
         let id = DialId { relay, dial };
-        if matches!(action, RelayAction::Send(_)) {
+        if matches!(action, RelayAction::Send(_) | RelayAction::Hasten(_)) {
             return self.push_if_room(FromData::Relay(id, action));
         }
         let is_dial = matches!(action, RelayAction::Dial { .. });

@@ -2,7 +2,8 @@
 //!
 //! The kernel announces every change of an interface, an address or a route. Most mean nothing to us, our own changes
 //! among them. What counts is condensed into a [`Snapshot`]; only a difference between two of them is a change. The
-//! first event is looked into at once; those that follow within [`PAUSE`] are taken together.
+//! first event is looked into at once and the next few soon, for links, addresses and routes change one after the other;
+//! those of a longer series are taken together, ever more of them (see [`Pace`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -22,8 +23,14 @@ use super::links::{Link, LinkAddress, LinkKind, parse_address, parse_link};
 use super::routes::{Action, MAIN_TABLE, PROTOCOL, Route, parse};
 use super::{Netlink, NetlinkError, hosts};
 
-/// Shortest time between two looks at the host.
-const PAUSE: Duration = Duration::from_millis(25);
+/// Shortest time between two looks at the host: after the first one of a series, and doubled with each up to the second
+/// figure. A look that shows a change has every path probed.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(128));
+/// The kernel announces an address before it takes packets for it. A router that is asked for in between answers to nobody,
+/// and is asked again a second later: so a look for a new address lets the kernel go on first.
+const SETTLE: Duration = Duration::from_millis(3);
+/// A series is over when nothing was looked at for this long.
+const CALM: Duration = Duration::from_secs(1);
 /// How often a look that failed is repeated.
 const RETRY: Duration = Duration::from_secs(1);
 /// Room for announcements while we are busy: our own routes alone make tens of thousands, and each that does not fit
@@ -99,8 +106,35 @@ pub struct Monitor {
     last: Option<Snapshot>,
     /// A look is owed, whether or not anything is announced.
     due: bool,
-    next_look: Instant,
+    pace: Pace,
+    /// An address was announced just now.
+    unsettled: bool,
     buffer: Vec<u8>,
+}
+
+/// When the host may be looked at again.
+#[derive(Debug, Default)]
+struct Pace {
+    /// The last look, and the pause after it.
+    last: Option<(Instant, Duration)>,
+}
+
+impl Pace {
+    async fn wait(&self) {
+        if let Some((at, pause)) = self.last {
+            tokio::time::sleep_until(at + pause).await;
+        }
+    }
+
+    /// There is a look.
+    fn note(&mut self, now: Instant) {
+        let (shortest, longest) = PAUSE;
+        let pause = match self.last {
+            Some((at, pause)) if now.duration_since(at) < CALM => (pause * 2).min(longest),
+            _ => shortest,
+        };
+        self.last = Some((now, pause));
+    }
 }
 
 /// What an announcement asks of us.
@@ -108,6 +142,8 @@ pub struct Monitor {
 enum Verdict {
     Nothing,
     Look,
+    /// There is a new address.
+    Settle,
     /// Announcements were lost.
     Resync,
 }
@@ -130,7 +166,8 @@ impl Monitor {
             defaults: Defaults::new(),
             last: None,
             due: true,
-            next_look: Instant::now(),
+            pace: Pace::default(),
+            unsettled: false,
             buffer: Vec::with_capacity(DATAGRAM),
         };
         // After subscribing: what changes in between is announced.
@@ -147,9 +184,13 @@ impl Monitor {
                 self.due = true;
             }
             // Only ever waits for the second and later looks of a series.
-            tokio::time::sleep_until(self.next_look).await;
+            self.pace.wait().await;
             self.drain().await;
-            self.next_look = Instant::now() + PAUSE;
+            if std::mem::take(&mut self.unsettled) {
+                tokio::time::sleep(SETTLE).await;
+                self.drain().await;
+            }
+            self.pace.note(Instant::now());
             match self.look().await {
                 Ok(snapshot) => {
                     self.due = false;
@@ -200,6 +241,7 @@ impl Monitor {
         {
             tracing::warn!(%error, "lost track of the default routes");
         }
+        self.unsettled |= verdict >= Verdict::Settle;
         verdict != Verdict::Nothing
     }
 
@@ -235,10 +277,10 @@ impl Monitor {
                 .is_some_and(|key| self.defaults.remove(&key).is_some()),
             _ => false,
         };
-        if relevant {
-            Verdict::Look
-        } else {
-            Verdict::Nothing
+        match inner {
+            _ if !relevant => Verdict::Nothing,
+            RouteNetlinkMessage::NewAddress(_) => Verdict::Settle,
+            _ => Verdict::Look,
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub(super) use self::attempt::Attempt;
 use super::{Engine, PeerIndex};
-use crate::nat::punch::retry_after;
+use crate::nat::punch::{FIRST_OPENER, retry_after};
 use crate::nat::strategy::{Prospects, prospects};
 use crate::nat::{Mapping, NatProfile};
 use crate::path::Path;
@@ -109,6 +109,9 @@ impl Engine {
         peer.punching.called = Some(now);
         peer.punching.next = Some(now + CALL_TIMEOUT);
         let round = peer.punching.round;
+        // The peer may still be where it was, and its first probe is here before its answer: it is to find us open.
+        let known = peer.candidates.clone();
+        self.open_nat(now, index, &known, FIRST_OPENER);
         self.send_call(now, index, round, false, None);
     }
 

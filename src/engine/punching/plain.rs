@@ -109,7 +109,13 @@ impl Engine {
     }
 
     /// Openers are not waited for: they are made to die on the way.
-    fn open_nat(&mut self, now: Instant, index: PeerIndex, targets: &[SocketAddr], ttl: u8) {
+    pub(super) fn open_nat(
+        &mut self,
+        now: Instant,
+        index: PeerIndex,
+        targets: &[SocketAddr],
+        ttl: u8,
+    ) {
         for target in targets {
             let transaction = self.rng.u64();
             let opener = Control::probe(transaction, 0, 0);

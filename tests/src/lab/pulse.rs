@@ -30,7 +30,7 @@ pub struct Pulse {
 #[derive(Debug)]
 struct Shared {
     over: AtomicBool,
-    /// When each ping that was answered had been sent.
+    /// When each ping that was answered in time had been sent.
     answered: Mutex<Vec<Instant>>,
     /// Bytes that the stream has brought back.
     echoed: AtomicU64,
@@ -41,12 +41,13 @@ impl Pulse {
     /// tag around it. All together is a multiple of 16 already, so nothing is padded.
     pub const WIRE_BYTES: usize = 40 + 8 + PING + 32;
 
-    /// Starts it, from one node to the other.
+    /// Starts it, from one node to the other. An answer that takes longer than `patience` counts as none: the ping has
+    /// waited somewhere for a path.
     ///
     /// # Errors
     ///
     /// When a socket cannot be had, or the stream cannot be opened.
-    pub fn start(from: &Node, to: &Node) -> Result<Self> {
+    pub fn start(from: &Node, to: &Node, patience: Duration) -> Result<Self> {
         let shared = Arc::new(Shared {
             over: AtomicBool::new(false),
             answered: Mutex::default(),
@@ -93,6 +94,9 @@ impl Pulse {
                 && let Some(sent) = buffer.first_chunk()
             {
                 let sent = start + Duration::from_nanos(u64::from_le_bytes(*sent));
+                if sent.elapsed() > patience {
+                    return;
+                }
                 let mut answered = shared
                     .answered
                     .lock()

@@ -20,6 +20,8 @@ const SOON: Duration = Duration::from_secs(20);
 const WATCHED: Duration = Duration::from_secs(4);
 /// A connection that stood still for a minute may wait for nearly as long again before it repeats what was lost.
 const PATIENT: Duration = Duration::from_secs(130);
+/// How much longer than a round trip by way of the relay an answer may take and count: the time that a busy machine needs.
+const LATE: Duration = Duration::from_millis(50);
 /// Of the host that is found without a relay.
 const PORT: u16 = 41_820;
 
@@ -147,7 +149,7 @@ impl Uplinks {
             Arrivals::watch(&b.ns, Pulse::WIRE_BYTES)?,
         ];
         let (from, to) = if setup.backwards { (&b, &a) } else { (&a, &b) };
-        let pulse = Pulse::start(from, to)?;
+        let pulse = Pulse::start(from, to, setup.delay * 4 + LATE)?;
         let scene = Self {
             internet,
             wifi,

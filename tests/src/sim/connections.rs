@@ -40,6 +40,11 @@ impl Sim {
                     dialled.connection.send(now, &bytes);
                 }
             }
+            RelayAction::Hasten(message) => {
+                if let Some(dialled) = self.host_mut(id).dialled.get_mut(&handle) {
+                    dialled.connection.send_datagram(now, message.to_datagram());
+                }
+            }
             RelayAction::Hangup => {
                 if let Some(dialled) = self.host_mut(id).dialled.get_mut(&handle) {
                     dialled.connection.close(now, "the client hung up");
@@ -77,6 +82,7 @@ impl Sim {
                     let messages = messages(&mut dialled.framer, &bytes);
                     messages.into_iter().map(RelayEvent::Message).collect()
                 }
+                Notice::Datagram(_) => Vec::new(),
                 Notice::Closed(reason) => vec![RelayEvent::Closed { reason }],
             };
             for event in events {

@@ -1,6 +1,6 @@
 //! The QUIC connection between relay and client, as a model.
 //!
-//! What matters to the core is kept: one ordered, reliable byte stream each way, carried by datagrams of the mesh socket
+//! What matters to the core is kept: one ordered, reliable byte stream each way and datagrams beside it, carried by datagrams of the mesh socket
 //! through the same NATs; the handshake's round trip and the proof of both keys; keep-alives, the idle timeout, the
 //! stateless reset of a relay that restarted, and a client that may change its address at any time. Encryption,
 //! congestion control and loss detection are left out, because nothing above can see them.
@@ -59,6 +59,8 @@ pub enum Content {
         /// The bytes; the first packet of a client has none and completes the handshake.
         bytes: Vec<u8>,
     },
+    /// A datagram, which nobody acknowledges or repeats.
+    Datagram(Vec<u8>),
     /// All stream packets below `next` have arrived.
     Ack {
         /// See the variant.
@@ -80,7 +82,7 @@ impl Frame {
     pub fn len(&self) -> usize {
         match &self.content {
             Content::Connect { .. } | Content::Accept { .. } => INITIAL,
-            Content::Stream { bytes, .. } => OVERHEAD + bytes.len(),
+            Content::Stream { bytes, .. } | Content::Datagram(bytes) => OVERHEAD + bytes.len(),
             Content::Close { reason } => OVERHEAD + reason.len(),
             Content::Ack { .. } | Content::Ping | Content::Reset => OVERHEAD,
         }
@@ -99,6 +101,8 @@ pub(super) enum Notice {
     Established(NodeId),
     /// Bytes of the control stream, in order.
     Bytes(Vec<u8>),
+    /// A datagram.
+    Datagram(Vec<u8>),
     /// The connection is over.
     Closed(String),
 }
@@ -214,6 +218,13 @@ impl Connection {
         }
     }
 
+    /// Sends a datagram, once.
+    pub(super) fn send_datagram(&mut self, now: Instant, bytes: Vec<u8>) {
+        if self.state == State::Established {
+            self.push(now, Content::Datagram(bytes));
+        }
+    }
+
     /// Ends it and tells the other side.
     pub(super) fn close(&mut self, now: Instant, reason: &str) {
         if !self.is_closed() {
@@ -251,6 +262,13 @@ impl Connection {
             }
             Content::Accept { relay } => self.accepted(now, relay),
             Content::Stream { sequence, bytes } => self.stream(now, sequence, bytes),
+            Content::Datagram(bytes) => {
+                let established = self.state == State::Established;
+                established
+                    .then_some(Notice::Datagram(bytes))
+                    .into_iter()
+                    .collect()
+            }
             Content::Ack { next } => {
                 self.acknowledged(now, next);
                 Vec::new()

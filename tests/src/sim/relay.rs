@@ -206,6 +206,16 @@ impl Relay {
                             .for_each(|message| server.handle_message(now, ConnId(id), message));
                     }
                 }
+                Notice::Datagram(body) => {
+                    let message = ClientMessage::decode(&body);
+                    assert!(
+                        message.as_ref().is_ok_and(ClientMessage::may_be_hastened),
+                        "a client sent a datagram that the relay does not take: {message:?}"
+                    );
+                    message
+                        .into_iter()
+                        .for_each(|message| server.handle_message(now, ConnId(id), message));
+                }
                 Notice::Closed(_) => server.handle_closed(ConnId(id)),
             }
         }
