@@ -11,7 +11,7 @@ use mesh_core::config::Config;
 use mesh_core::identity::{
     Identity, NetworkId, NodeId, RelayUrl, format_wireguard_key, parse_wireguard_key,
 };
-use mesh_core::limits::{MAX_NETWORKS, MAX_PEERS, MAX_RELAY_MESSAGE, MAX_RELAYS};
+use mesh_core::limits::{MAX_NETWORKS, MAX_PEERS, MAX_RELAY_MESSAGE, MAX_RELAYS, METRICS_REQUEST};
 use mesh_core::offload::SuperPacket;
 use mesh_core::session::fuzzing;
 use mesh_core::wire::control::Control;
@@ -21,7 +21,7 @@ use mesh_core::wire::relay::{
     write_data_header,
 };
 use mesh_core::wire::ssdp::{self, Url};
-use mesh_core::wire::{Protocol, classify, http, mdns, natpmp, pcp, stun, upnp};
+use mesh_core::wire::{Protocol, classify, http, mdns, natpmp, pcp, scrape, stun, upnp};
 
 /// Takes what the fuzzer made up; panics if something is wrong.
 pub type Target = fn(&[u8]);
@@ -45,6 +45,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("ssdp", ssdp_message),
     ("mdns", mdns_packet),
     ("http", http_response),
+    ("scrape", scrape_request),
     ("upnp", upnp_document),
     ("super_packet", super_packet),
     ("handshake_initiation", fuzzing::initiation),
@@ -304,6 +305,20 @@ pub fn http_response(data: &[u8]) {
     }
     if let Ok(Some(response)) = http::Response::parse(data, false) {
         assert_eq!(whole, Ok(Some(response)));
+    }
+}
+
+/// A request for metrics, as it arrives: what is decided stays decided, and early enough.
+pub fn scrape_request(data: &[u8]) {
+    let decided = scrape::read_request(data, true);
+    assert!(decided.is_some() || data.len() < METRICS_REQUEST);
+    let more = [data, b"\r\n\r\n"].concat();
+    if let Some(verdict) = decided {
+        assert_eq!(scrape::read_request(&more, true), Some(verdict));
+    }
+    // Whoever comes from elsewhere is told no less.
+    if scrape::read_request(&more, true) == Some(Ok(())) {
+        assert_eq!(scrape::read_request(&more, false), Some(Ok(())));
     }
 }
 

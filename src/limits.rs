@@ -112,6 +112,11 @@ pub const SPARE_SOCKETS: usize = 1_024;
 /// What is remembered of attempts to reach one peer directly.
 pub const ATTEMPTS: usize = 32;
 
+/// Gateways that we have left and that are being given back what they mapped for us, which takes half a second each.
+pub const LEFT_GATEWAYS: usize = 4;
+/// Gateways that are asked with what they were asked before when we come back: those of some days of a laptop.
+pub const KNOWN_GATEWAYS: usize = 16;
+
 /// Addresses of ours on links where peers are looked for: some interfaces with some addresses each.
 pub const LAN_ADDRESSES: usize = 16;
 /// Peers that are looked for there at the same time.
@@ -125,6 +130,15 @@ pub const LAN_TAGS_PER_SECOND: u64 = 4 * MAX_PEERS as u64;
 /// Addresses on our links where one peer may be: one IPv4 and one IPv6 address on two links. At most so many at once,
 /// then one a second, cause a handshake or a probe.
 pub const LAN_HINTS: usize = 4;
+
+/// Peers that have series of their own in the metrics, of all networks together: some 10,000 lines, or 1 MB a scrape.
+pub const METRICS_PEERS: usize = 1_000;
+/// Bytes of a request for the metrics; Prometheus sends some hundred.
+pub const METRICS_REQUEST: usize = 8 * 1024;
+/// Connections to the metrics that are served at once; others wait.
+pub const METRICS_CONNECTIONS: usize = 8;
+/// How long one of them may take, from its first byte to the last one of the answer: as long as Prometheus waits.
+pub const METRICS_TIME: Duration = Duration::from_secs(10);
 
 /// Longest wait for the answer to an overlay ping.
 pub const MAX_PING_TIMEOUT: Duration = Duration::from_secs(60);

@@ -181,6 +181,9 @@ pub struct Explanation {
     pub peer_nat: Option<Nat>,
     /// What was tried to open a direct way, the newest last.
     pub attempts: Vec<Attempt>,
+    /// NAT mappings that attempts to get through hard NATs have made for this peer since meshd started.
+    #[serde(default)]
+    pub mappings: u64,
 }
 
 /// What a NAT does, as far as it is known.

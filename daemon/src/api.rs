@@ -55,6 +55,11 @@ pub enum Request {
         /// Where to.
         reply: Reply<Explanation>,
     },
+    /// What there is to monitor, in the format of Prometheus.
+    Metrics {
+        /// Where to.
+        reply: Reply<String>,
+    },
     /// Measure what lies between this host and its relays.
     Netcheck {
         /// Which; the only one if `None`.

@@ -10,6 +10,7 @@ pub mod control;
 pub mod dataplane;
 pub mod lan;
 pub mod logging;
+pub mod logind;
 pub mod netlink;
 pub mod portmap;
 pub mod randomness;

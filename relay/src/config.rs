@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
-use mesh_core::config::ConfigError;
+use mesh_core::config::{ConfigError, parse_metrics_address};
 use mesh_core::identity::NodeId;
 use mesh_core::limits;
 use mesh_core::relay::server::Access;
@@ -28,16 +28,17 @@ const MIN_RATE: u64 = 8_000;
 /// Far above any hardware, and far from overflow.
 const MAX_RATE: u64 = 1_000_000_000_000;
 
-const KNOWN: [&str; 6] = [
+const KNOWN: [&str; 7] = [
     "listen",
     "stun_alt_port",
     "stun_alt_address",
     "nodes",
     "access",
     "rate_limit",
+    "metrics",
 ];
 /// Keys that are planned and that this version does not have.
-const LATER: [&str; 2] = ["networks", "metrics"];
+const LATER: [&str; 1] = ["networks"];
 
 /// Everything that a configuration file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct Config {
     pub access: Access,
     /// Bytes a second that are forwarded for each client.
     pub rate_limit: u64,
+    /// Where Prometheus may fetch metrics, over TCP; not at all without it.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Default for Config {
@@ -69,6 +72,7 @@ impl Default for Config {
             alt_address: None,
             access: Access::Nodes(BTreeSet::new()),
             rate_limit: limits::RELAY_RATE,
+            metrics: None,
         }
     }
 }
@@ -174,6 +178,7 @@ impl Parser<'_> {
         if let Some(rate) = self.value(table, "rate_limit", rate) {
             config.rate_limit = rate;
         }
+        config.metrics = self.value(table, "metrics", metrics_address);
         config.access = self.access(table);
         let clash = |listen: &SocketAddr| listen.port() == config.alt_port && listen.port() != 0;
         if config.alt_port_configured && config.listen.iter().any(clash) {
@@ -306,6 +311,10 @@ fn listen_address(value: &DeValue<'_>) -> Result<SocketAddr, String> {
     }
 }
 
+fn metrics_address(value: &DeValue<'_>) -> Result<SocketAddr, String> {
+    parse_metrics_address(text(value, "metrics = \"127.0.0.1:9587\"")?)
+}
+
 fn alt_port(value: &DeValue<'_>) -> Result<u16, String> {
     let Some(number) = value.as_integer() else {
         return Err(format!(
@@ -419,14 +428,14 @@ mod tests {
         assert_eq!(config, Config::default());
         assert_eq!(config.listen, ["[::]:443".parse().unwrap()]);
         assert_eq!(config.rate_limit, 12_500_000);
-        assert!(!config.admits_anybody());
+        assert!(!config.admits_anybody() && config.metrics.is_none());
     }
 
     #[test]
     fn everything_can_be_set() {
         let config = parse(&format!(
             "listen = [\"0.0.0.0:4443\", \"[2001:db8::1]:443\"]\nstun_alt_port = 4444\n\
-             nodes = [\"{NODE}\"]\nrate_limit = \"2 Gbit/s\"\n"
+             nodes = [\"{NODE}\"]\nrate_limit = \"2 Gbit/s\"\nmetrics = \"[::1]:9587\"\n"
         ))
         .unwrap();
         assert_eq!(config.listen.len(), 2);
@@ -434,6 +443,7 @@ mod tests {
         assert_eq!(config.alt_port, 4444);
         assert_eq!(config.access, Access::Nodes([NODE.parse().unwrap()].into()));
         assert_eq!(config.rate_limit, 250_000_000);
+        assert_eq!(config.metrics, Some("[::1]:9587".parse().unwrap()));
         assert!(config.admits_anybody());
         assert_eq!(parse("access = \"open\"").unwrap().access, Access::Open);
     }
@@ -477,7 +487,7 @@ mod tests {
     fn each_problem_is_named_with_its_line_and_key() {
         let text = refused(
             "listen = [\"[::]:443\",\n  \"nonsense\"]\n# comment\nstun_alt_port = 70000\nrate = 1\n\
-             networks = []\naccess = 7\nnodes = \"all\"\n",
+             networks = []\naccess = 7\nnodes = \"all\"\nmetrics = \"x:9587\"\n",
         );
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
@@ -487,10 +497,12 @@ mod tests {
                  write it like \"[::]:443\" or \"0.0.0.0:443\"",
                 "relay.toml:4: stun_alt_port: 70000 is not a port; use 0 (any free port) to 65535",
                 "relay.toml:5: rate: is not a key of a relay; \
-                 the keys are listen, stun_alt_port, stun_alt_address, nodes, access, rate_limit",
+                 the keys are listen, stun_alt_port, stun_alt_address, nodes, access, rate_limit, metrics",
                 "relay.toml:6: networks: is not supported by this version; remove it",
                 "relay.toml:7: access: must be a string, not a number; write access = \"open\"",
                 "relay.toml:8: nodes: must be a list, not a string; write nodes = [\"…\"]",
+                "relay.toml:9: metrics: \"x:9587\" is not an address with a port; \
+                 write it like \"127.0.0.1:9586\" or \"[::1]:9586\"",
             ]
         );
     }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use mesh_relay::config::Config;
-use mesh_relay::{Observer, Relay, advertise, logging, state};
+use mesh_relay::{Observer, Relay, advertise, logging, metrics, scrape, state};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -113,6 +113,14 @@ async fn serve(args: &Args, config: &Config) -> Result<()> {
         tracing::warn!("{NOBODY}");
     }
     let observer = relay.observer();
+    if let Some(address) = config.metrics {
+        let listener = scrape::listen(address)?;
+        tracing::info!("metrics at http://{address}/metrics");
+        let observer = observer.clone();
+        tokio::spawn(scrape::serve(listener, move || {
+            std::future::ready(Some(metrics::render(&observer)))
+        }));
+    }
     tokio::spawn(report_on_signal(
         observer,
         signal(SignalKind::user_defined1())?,

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mesh_core::identity::{Identity, NodeId};
-use mesh_core::relay::server::{Server, Settings, Stats};
+use mesh_core::relay::server::{Load, Server, Settings, Stats};
 use mesh_core::wire::relay::Alternatives;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use quinn::{Endpoint, Incoming, TokioRuntime, VarInt};
@@ -67,6 +67,11 @@ impl Observer {
     /// How many clients it has.
     pub fn clients(&self) -> usize {
         self.shared.lock().clients()
+    }
+
+    /// What it bears just now.
+    pub fn load(&self) -> Load {
+        self.shared.lock().load()
     }
 }
 

@@ -4,9 +4,10 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -150,7 +151,7 @@ fn check_names_file_line_and_key() {
 
     let bad = check(
         &scratch,
-        "access = \"open\"\nlisten = \"all\"\nmetrics = \"x\"\n",
+        "access = \"open\"\nlisten = \"all\"\nnetworks = [\"x\"]\n",
     );
     assert_eq!(bad.status.code(), Some(1));
     let file = scratch.0.join("relay.toml");
@@ -160,7 +161,7 @@ fn check_names_file_line_and_key() {
         "{shown}"
     );
     assert!(
-        shown.contains(&format!("{}:3: metrics: is not supported", file.display())),
+        shown.contains(&format!("{}:3: networks: is not supported", file.display())),
         "{shown}"
     );
     assert!(!scratch.state().exists(), "checking makes no key");
@@ -262,6 +263,83 @@ async fn it_prints_its_line_serves_and_stops_on_sigterm() {
     assert!(log.contains("clients=1 "), "{log}");
     assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
     assert!(log.lines().count() < 12, "{log}");
+}
+
+/// What Prometheus would be told: samples by name and labels.
+fn scrape(address: SocketAddr) -> BTreeMap<String, f64> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    let samples = body.lines().filter(|line| !line.starts_with('#'));
+    samples
+        .map(|line| {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            (name.to_owned(), value.parse().unwrap())
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_tell_of_clients_channels_forwarded_packets_and_drops() {
+    let scratch = Scratch::new("metrics");
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let metrics = {
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        free.local_addr().unwrap()
+    };
+    let config = scratch.config(&format!(
+        "listen = [\"{address}\"]\nstun_alt_port = 0\naccess = \"open\"\nmetrics = \"{metrics}\"\n"
+    ));
+    let running = Running::start(program(&config, &scratch), &scratch);
+    let first = scrape(metrics);
+    assert!(first["mesh_relay_clients"] == 0.0 && first["mesh_relay_channels"] == 0.0);
+
+    let printed = text(&print_url(&config, &scratch, &address.to_string()).stdout);
+    let url: RelayUrl = printed.trim().parse().unwrap();
+    let mut clients = Vec::new();
+    for seed in [1, 2] {
+        let host = Host::new(seed, Ipv4Addr::LOCALHOST).await;
+        let mut client: Client = host.connect(url.id, address).await.unwrap();
+        client.greet().await;
+        clients.push(client);
+    }
+    let [mut a, mut b]: [Client; 2] = clients.try_into().ok().unwrap();
+    let (channel, _) = a.channel_to(&mut b).await;
+    a.send(channel, b"first").await;
+    b.host.receive().await;
+    let to = b.host.identity.id();
+    let packet = b"by the control connection".to_vec();
+    a.say(mesh_core::wire::relay::ClientMessage::Send { to, packet })
+        .await;
+    b.hear().await;
+    a.send(channel ^ 1, b"to nobody").await;
+    a.host.receive().await; // it is told that there is no such channel
+
+    let now = scrape(metrics);
+    let told = |name: &str| now[name];
+    assert_eq!(told("mesh_relay_clients"), 2.0);
+    assert_eq!(told("mesh_relay_newcomers"), 0.0);
+    assert_eq!(told("mesh_relay_channels"), 1.0);
+    assert_eq!(told("mesh_relay_forwarded_packets_total"), 1.0);
+    assert_eq!(told("mesh_relay_forwarded_bytes_total"), 13.0);
+    assert_eq!(told("mesh_relay_control_packets_total"), 1.0);
+    assert_eq!(
+        told("mesh_relay_drops_total{reason=\"unknown_channel\"}"),
+        1.0
+    );
+    assert_eq!(told("mesh_relay_drops_total{reason=\"rate_limit\"}"), 0.0);
+    running.signal(Signal::SIGTERM);
+    assert!(running.end().0);
+
+    let _taken = TcpListener::bind(metrics).unwrap();
+    let refused = program(&config, &scratch).output().unwrap();
+    let shown = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1));
+    let expected = format!("cannot offer metrics at {metrics}: ");
+    assert!(shown.contains(&expected), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

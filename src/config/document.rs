@@ -27,11 +27,15 @@ pub(super) static TOP: Keys = Keys {
             example: "true",
         },
         Key {
+            name: "metrics",
+            example: "\"127.0.0.1:9586\"",
+        },
+        Key {
             name: "network",
             example: "{ home = {} }",
         },
     ],
-    later: &["metrics", "relay"],
+    later: &["relay"],
 };
 
 pub(super) static NETWORK: Keys = Keys {
@@ -135,6 +139,9 @@ pub(super) fn parse(text: &str, file: &Path) -> Result<Config, ConfigErrors> {
     let lan_discovery = top
         .get("lan_discovery", &mut report, value::boolean)
         .is_none_or(|at| at.value);
+    let metrics = top
+        .get("metrics", &mut report, value::metrics_address)
+        .map(|at| at.value);
     let drafts = parse_networks(&top, &mut report);
     check::check(&drafts, listen_port, &mut report);
     let networks: Option<Vec<_>> = drafts
@@ -146,6 +153,7 @@ pub(super) fn parse(text: &str, file: &Path) -> Result<Config, ConfigErrors> {
         (Some(listen_port), Some(networks)) if errors.is_empty() => Ok(Config {
             listen_port,
             lan_discovery,
+            metrics,
             networks,
         }),
         _ => Err(ConfigErrors::new(errors)),

@@ -26,6 +26,15 @@ use crate::identity::{NetworkId, NodeId, RelayUrl, overlay_address};
 
 pub use error::{ConfigError, ConfigErrors};
 
+/// The value of the key `metrics`, which the relay's configuration has as well.
+///
+/// # Errors
+///
+/// What is wrong with it, and what to do.
+pub fn parse_metrics_address(text: &str) -> Result<SocketAddr, String> {
+    value::parse_metrics_address(text)
+}
+
 /// UDP port of the mesh socket unless the configuration says otherwise.
 pub const DEFAULT_PORT: u16 = 41_820;
 
@@ -36,6 +45,8 @@ pub struct Config {
     pub listen_port: u16,
     /// Look for peers on the links of this host, and answer those who look for us.
     pub lan_discovery: bool,
+    /// Where Prometheus may fetch metrics, over TCP; not at all without it.
+    pub metrics: Option<SocketAddr>,
     /// The networks in the order of the file; at most [`crate::limits::MAX_NETWORKS`].
     pub networks: Vec<Network>,
 }
@@ -46,6 +57,7 @@ impl Default for Config {
         Self {
             listen_port: DEFAULT_PORT,
             lan_discovery: true,
+            metrics: None,
             networks: Vec::new(),
         }
     }

@@ -235,7 +235,7 @@ fn all_problems_are_reported_by_line() {
         "listen_port = -1\nfoo = 1\n[network.home]\nautostart = 1\nrelays = [1, 2]\ninterface = \"/\"",
         &[
             "1: listen_port: -1 is not a port; use 0 (any free port) to 65535",
-            "2: foo: unknown key; known here: listen_port, lan_discovery, network",
+            "2: foo: unknown key; known here: listen_port, lan_discovery, metrics, network",
             "4: network.home.autostart: must be true or false, not a number; write autostart = true",
             "5: network.home.relays: must be a string, not a number; \
              write relays = [\"mesh://<relay-id>@relay.example.org:443\"]",
@@ -305,13 +305,45 @@ fn misplaced_keys_name_their_table() {
 #[test]
 fn keys_of_later_versions_are_refused() {
     bad(
-        "metrics = \"127.0.0.1:9586\"",
-        &["1: metrics: not supported by this version; remove it"],
-    );
-    bad(
         "\n[relay]\nserve = true",
         &["2: relay: not supported by this version; remove it"],
     );
+}
+
+#[test]
+fn metrics_are_at_an_address_with_a_port_and_nowhere_by_default() {
+    let metrics = |text: &str| good(text).metrics.map(|address| address.to_string());
+    assert_eq!(metrics(""), None);
+    for (text, parsed) in [
+        ("127.0.0.1:9586", "127.0.0.1:9586"),
+        ("[::1]:1", "[::1]:1"),
+        ("0.0.0.0:9586", "0.0.0.0:9586"),
+        ("[::ffff:10.0.0.1]:9586", "10.0.0.1:9586"),
+    ] {
+        let text = format!("metrics = \"{text}\"");
+        assert_eq!(metrics(&text).as_deref(), Some(parsed));
+    }
+    for (wrong, why) in [
+        (
+            "\"localhost:9586\"",
+            "\"localhost:9586\" is not an address with a port; write it like \"127.0.0.1:9586\" or \"[::1]:9586\"",
+        ),
+        (
+            "\"127.0.0.1:0\"",
+            "127.0.0.1:0 has no port, which whoever fetches the metrics has to know; choose one",
+        ),
+        (
+            "\"[ff02::1]:9586\"",
+            "[ff02::1]:9586 is no host's address; use one of this host",
+        ),
+        (
+            "9586",
+            "must be a string, not a number; write metrics = \"127.0.0.1:9586\"",
+        ),
+    ] {
+        let text = format!("metrics = {wrong}");
+        bad(&text, &[&format!("1: metrics: {why}")]);
+    }
 }
 
 #[test]

@@ -44,6 +44,36 @@ pub(super) fn port(value: &DeValue<'_>, correct: &str) -> Parsed<u16> {
         .map_err(|_| format!("{number} is not a port; use 0 (any free port) to 65535"))
 }
 
+/// Where metrics can be fetched.
+pub(super) fn metrics_address(value: &DeValue<'_>, correct: &str) -> Parsed<SocketAddr> {
+    parse_metrics_address(text(value, correct)?)
+}
+
+/// See [`crate::config::parse_metrics_address`].
+pub(super) fn parse_metrics_address(text: &str) -> Parsed<SocketAddr> {
+    let mut address: SocketAddr = text.parse().map_err(|_| {
+        format!(
+            "{} is not an address with a port; write it like \"127.0.0.1:9586\" or \"[::1]:9586\"",
+            shown(text)
+        )
+    })?;
+    match address.ip().to_canonical() {
+        _ if address.port() == 0 => Err(format!(
+            "{address} has no port, which whoever fetches the metrics has to know; choose one"
+        )),
+        IpAddr::V4(ip) if ip.is_multicast() || ip.is_broadcast() => Err(format!(
+            "{address} is no host's address; use one of this host"
+        )),
+        IpAddr::V6(ip) if ip.is_multicast() => Err(format!(
+            "{address} is no host's address; use one of this host"
+        )),
+        ip => {
+            address.set_ip(ip);
+            Ok(address)
+        }
+    }
+}
+
 /// An MTU of an overlay.
 pub(super) fn mtu(value: &DeValue<'_>, correct: &str) -> Parsed<u16> {
     let Some(number) = value.as_integer() else {

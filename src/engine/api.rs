@@ -10,6 +10,7 @@ use crate::identity::{Identity, NetworkId, NodeId, RelayUrl, overlay_address};
 pub use crate::lan::{LanAction, LanAddress, LanGroup, LanPacket};
 pub use crate::nat::portmap::{Gateway, PortMapAction, PortMapEvent, PortMapProtocol};
 use crate::nat::{Filtering, NatProfile};
+pub use crate::path::reason::PathReason;
 use crate::wire::relay::{ClientMessage, ServerMessage};
 
 /// Names a network of this daemon; chosen by the shell, below [`crate::limits::MAX_NETWORKS`].
@@ -241,6 +242,9 @@ pub enum PathKind {
 }
 
 impl PathKind {
+    /// Every kind, in the order of declaration.
+    pub const ALL: [Self; 2] = [Self::Direct, Self::Relay];
+
     /// As in `status --json`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -283,6 +287,9 @@ pub enum PeerState {
 }
 
 impl PeerState {
+    /// Every state, in the order of declaration.
+    pub const ALL: [Self; 3] = [Self::Active, Self::Idle, Self::Offline];
+
     /// As in `status --json`.
     pub const fn as_str(self) -> &'static str {
         match self {

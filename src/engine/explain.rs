@@ -23,6 +23,19 @@ pub enum Strategy {
 }
 
 impl Strategy {
+    /// Every strategy, in the order of declaration.
+    pub const ALL: [Self; 4] = [Self::Plain, Self::Meet, Self::Open, Self::Search];
+
+    /// As a label of the metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Meet => "meet",
+            Self::Open => "open",
+            Self::Search => "search",
+        }
+    }
+
     /// For people.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -70,6 +83,9 @@ pub struct Explanation {
     pub peer: Option<NatProfile>,
     /// What was tried, the newest last; at most [`limits::ATTEMPTS`].
     pub attempts: Vec<AttemptReport>,
+    /// NAT mappings that attempts to get through hard NATs have made for this peer since the start, those of attempts that
+    /// are forgotten included.
+    pub mappings: u64,
 }
 
 /// What was done to get through hard NATs since the start.
@@ -83,6 +99,33 @@ pub struct Traversal {
     pub probes: u64,
     /// Mappings that they made in NATs, as far as that is known.
     pub mappings: u64,
+    /// What became of what was tried, plain punches included, in the order of [`Strategy::ALL`].
+    outcomes: [Outcomes; Strategy::ALL.len()],
+}
+
+/// What became of the attempts of one kind. Those that a change of the network made pointless are in neither number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outcomes {
+    /// They ended with a direct path.
+    pub opened: u64,
+    /// They ended without one.
+    pub failed: u64,
+}
+
+impl Traversal {
+    /// What became of the attempts of one kind.
+    pub const fn outcomes(&self, strategy: Strategy) -> Outcomes {
+        self.outcomes[strategy as usize]
+    }
+
+    pub(super) const fn ended(&mut self, strategy: Strategy, opened: bool) {
+        let outcomes = &mut self.outcomes[strategy as usize];
+        if opened {
+            outcomes.opened += 1;
+        } else {
+            outcomes.failed += 1;
+        }
+    }
 }
 
 /// What is remembered of one address that was tried.
@@ -188,6 +231,7 @@ impl Engine {
         let running = self.attempt.as_ref();
         let port = |socket| self.local_port(socket, true);
         let running = running.and_then(|attempt| attempt.report(now, *index, port));
+        let mappings = running.as_ref().map_or(0, |attempt| attempt.mappings);
         attempts.extend(running);
         let surplus = attempts.len().saturating_sub(limits::ATTEMPTS);
         attempts.drain(..surplus);
@@ -201,6 +245,7 @@ impl Engine {
             own: self.nat_profile(),
             peer: peer.punching.profile,
             attempts,
+            mappings: peer.punching.mappings + u64::from(mappings),
         })
     }
 

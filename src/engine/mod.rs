@@ -18,6 +18,7 @@ mod control;
 mod explain;
 mod lan;
 mod measuring;
+mod metrics;
 mod opening;
 mod plane;
 mod portmap;
@@ -39,9 +40,11 @@ use slab::Slab;
 
 pub use api::*;
 pub(crate) use explain::Record;
-pub use explain::{AttemptReport, Explanation, Strategy, Traversal};
+pub use explain::{AttemptReport, Explanation, Outcomes, Strategy, Traversal};
+pub use metrics::{Metrics, NetworkMetrics, PeerMetrics, RelayMetrics};
 pub use setup::SetupError;
 
+use self::metrics::PathChanges;
 use self::punching::Attempt;
 use self::spares::Spares;
 use crate::batch::Batches;
@@ -81,6 +84,7 @@ struct Network {
     addresses: Vec<IpAddr>,
     /// MTU of its device.
     mtu: u16,
+    changes: PathChanges,
 }
 
 /// See the module's documentation.

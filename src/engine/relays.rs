@@ -357,12 +357,19 @@ impl Engine {
     }
 
     pub(super) fn service_relays(&mut self, now: Instant) {
+        let offline = self.is_offline();
         let handles: Vec<RelayHandle> = self.relays.keys().copied().collect();
         for handle in handles {
             let Some(relay) = self.relays.get_mut(&handle) else {
                 continue;
             };
             if relay.deadline().is_none_or(|deadline| now < deadline) {
+                continue;
+            }
+            if offline && relay.remote().is_none() {
+                relay.put_off(now);
+                self.outputs
+                    .push_back(Output::Relay(handle, RelayAction::Hangup));
                 continue;
             }
             let network = relay.network;

@@ -130,7 +130,7 @@ impl Engine {
     }
 
     /// True while this host has no way out, as far as is known: it had one, and all that is left are virtual interfaces.
-    fn is_offline(&self) -> bool {
+    pub(super) fn is_offline(&self) -> bool {
         self.was_online && real(&self.host).next().is_none()
     }
 
@@ -149,18 +149,15 @@ impl Engine {
         }
     }
 
-    /// True if some peer needs a relay now: it is in use, and no direct path leads to it. Not while nothing can get out:
-    /// each packet would only keep the kernel asking for a router that is not there, a second at a time, and that second
-    /// would still be running when the link is back. We are told then, and dial at once.
+    /// True if some peer needs a relay now: it is in use, and no direct path leads to it.
     pub(super) fn wants_relay(&self, now: Instant, network: super::NetworkIndex) -> bool {
-        !self.is_offline()
-            && self.peers_of(network).into_iter().any(|index| {
-                self.peer(index).is_some_and(|peer| {
-                    peer.is_active(now)
-                        && peer.node_id().is_some()
-                        && !peer.paths.has_usable_direct(now)
-                })
+        self.peers_of(network).into_iter().any(|index| {
+            self.peer(index).is_some_and(|peer| {
+                peer.is_active(now)
+                    && peer.node_id().is_some()
+                    && !peer.paths.has_usable_direct(now)
             })
+        })
     }
 
     /// Sends a message on the path in use; if that is in doubt, through every relay as well, and over the control

@@ -1,6 +1,6 @@
 //! What time makes happen for a peer: WireGuard's timers, handshakes, hellos, probes, and the choice of its path.
 
-use super::{Engine, Event, PathStatus, PongInfo, SocketId};
+use super::{Engine, Event, PathReason, PathStatus, PongInfo, SocketId};
 use crate::batch::Batches;
 use crate::limits;
 use crate::path::agent::Change;
@@ -259,8 +259,10 @@ impl Engine {
             path.prove(now);
         }
         if peer.node_id().is_none() {
-            let reason = "the peer answered our handshake there";
-            peer.paths.set_current(Some(key), reason, now);
+            let reason = PathReason::HandshakeAnswered;
+            if let Some(change) = peer.paths.set_current(Some(key), reason, now) {
+                self.path_changed(now, index, change);
+            }
         }
         // Our first packet with the new keys tells the peer that its answer arrived.
         self.send_keepalive(now, index, Some(key));
@@ -306,10 +308,10 @@ impl Engine {
                 .is_none_or(|current| current.key != key)
         {
             // A stock WireGuard peer has one path: where its last authentic packet came from.
-            let reason = "the peer sent from there";
-            let to = Some(key);
-            peer.paths.set_current(to, reason, now);
-            self.path_changed(now, index, Change { to, reason });
+            let reason = PathReason::PeerMoved;
+            if let Some(change) = peer.paths.set_current(Some(key), reason, now) {
+                self.path_changed(now, index, change);
+            }
         }
         if !proven {
             self.heard_elsewhere(now, index, key);
@@ -531,6 +533,7 @@ impl Engine {
             _ => {}
         }
         let (network, key, name) = (peer.network, peer.key, peer.name.clone());
+        self.count_change(network, change);
         let path = self
             .peer(index)
             .and_then(|peer| self.path_status(now, peer));
@@ -539,7 +542,7 @@ impl Engine {
             peer: key,
             name,
             path,
-            reason: change.reason,
+            reason: change.reason.as_str(),
         });
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
+use super::metrics::PathChanges;
 use super::spares::Owner;
 use super::{
     Engine, Event, Network, NetworkIndex, NetworkSetup, Output, PeerSetup, RelayAction, RelayHandle,
@@ -85,6 +86,7 @@ impl Engine {
             home: None,
             addresses: setup.addresses,
             mtu: setup.mtu,
+            changes: PathChanges::default(),
         };
         self.networks.insert(index, network);
         self.port_mapper.set_wanted(true);

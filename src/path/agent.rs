@@ -1,12 +1,14 @@
 //! All paths of one peer: probes them, and chooses the one that carries data.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::liveness::{Duplication, alive_delay};
 use super::mtu::{MtuBounds, MtuProbe};
+use super::reason::PathReason;
 use super::scoring::{self, is_better};
 use super::{KEEPALIVE, Path, PathKey, Place, Route, SHORT_KEEPALIVE};
-use crate::engine::SocketId;
+use crate::engine::{PathKind, SocketId};
 use crate::limits;
 use crate::rng::Random;
 use crate::time::Instant;
@@ -38,8 +40,9 @@ pub(crate) struct Copies {
 /// The current path became another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Change {
+    pub(crate) from: Option<PathKind>,
     pub(crate) to: Option<PathKey>,
-    pub(crate) reason: &'static str,
+    pub(crate) reason: PathReason,
 }
 
 /// The paths of one peer.
@@ -49,7 +52,9 @@ pub(crate) struct PathSet {
     current: Option<PathKey>,
     since: Instant,
     /// Why the current path is the current one.
-    reason: &'static str,
+    reason: Option<PathReason>,
+    /// How long one of each kind was the current path, up to [`Self::since`].
+    times: [Duration; PathKind::ALL.len()],
     /// The number that the last path got.
     last_id: u8,
     /// By which path data came last.
@@ -156,7 +161,14 @@ impl PathSet {
 
     /// Why the current path is the current one, in words.
     pub(crate) fn reason(&self) -> &'static str {
-        self.reason
+        self.reason.map_or("", PathReason::as_str)
+    }
+
+    /// How long a path of this kind has been the current one, in all.
+    pub(crate) fn time_by(&self, kind: PathKind, now: Instant) -> Duration {
+        let present = self.current.filter(|key| key.kind() == kind);
+        let present = present.map_or(Duration::ZERO, |_| now.since(self.since));
+        self.times[kind as usize] + present
     }
 
     /// Where data goes.
@@ -465,18 +477,15 @@ impl PathSet {
         let current = self.current();
         let (to, reason) = match (current, best) {
             (None, None) => return None,
-            (None, Some(best)) => (Some(best.key), "the first path that answered"),
+            (None, Some(best)) => (Some(best.key), PathReason::First),
             (Some(current), None) if current.route().is_some() => return None,
-            (Some(_), None) => (None, "the relay cannot reach it any more"),
+            (Some(_), None) => (None, PathReason::Unreachable),
             (Some(current), Some(best))
                 if current.is_doubted()
                     && !best.is_doubted()
                     && best.key.kind() <= current.key.kind() =>
             {
-                (
-                    Some(best.key),
-                    "it answered first after the network around us or the peer changed",
-                )
+                (Some(best.key), PathReason::FirstAfterChange)
             }
             (Some(current), Some(best)) if current.is_usable(now) => {
                 if current.key == best.key || !is_better(best, current) {
@@ -499,8 +508,7 @@ impl PathSet {
             (Some(current), Some(best)) => (Some(best.key), current.fault(now)),
         };
         self.learn_lifetime(now);
-        self.set_current(to, reason, now);
-        Some(Change { to, reason })
+        self.set_current(to, reason, now)
     }
 
     /// The best of the paths that something may have broken, when there is no other: a relay, to which we connect again by
@@ -543,14 +551,23 @@ impl PathSet {
         }
     }
 
-    /// Makes a path the current one without a choice: a peer that has just one path moved.
-    pub(crate) fn set_current(&mut self, to: Option<PathKey>, reason: &'static str, now: Instant) {
+    /// Makes a path the current one without a choice: a peer that has just one path moved. `None` if it was that before.
+    pub(crate) fn set_current(
+        &mut self,
+        to: Option<PathKey>,
+        reason: PathReason,
+        now: Instant,
+    ) -> Option<Change> {
         if self.current == to {
-            return;
+            return None;
         }
         let before = self.current().map(|path| path.mtu.effective());
+        let from = self.current.map(PathKey::kind);
+        if let Some(kind) = from {
+            self.times[kind as usize] += now.since(self.since);
+        }
         self.since = now;
-        self.reason = reason;
+        self.reason = Some(reason);
         self.current = to;
         self.copies = None;
         if let Some(path) = to.and_then(|key| self.get_mut(key)) {
@@ -558,6 +575,7 @@ impl PathSet {
             path.out.forget();
             path.mtu.inherit(before.unwrap_or_default());
         }
+        Some(Change { from, to, reason })
     }
 }
 

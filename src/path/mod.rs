@@ -8,6 +8,7 @@ pub(crate) mod agent;
 pub(crate) mod candidates;
 pub(crate) mod liveness;
 pub(crate) mod mtu;
+pub(crate) mod reason;
 pub(crate) mod scoring;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use self::liveness::{Incoming, Outgoing, alive_delay};
 use self::mtu::{MtuBounds, MtuProbe, PathMtu};
+use self::reason::PathReason;
 use crate::engine::{PathKind, RelayHandle, SocketId};
 use crate::limits;
 use crate::rng::Random;
@@ -281,24 +283,18 @@ impl Path {
             .is_some_and(|last| now.since(last) < FAILED_INTERVAL)
     }
 
-    /// Why it cannot be used, in words.
-    fn fault(&self, now: Instant) -> &'static str {
+    /// Why it cannot be used.
+    fn fault(&self, now: Instant) -> PathReason {
         match self.key {
-            PathKey::Relay(_) if self.channel.is_none() => {
-                "the relay was lost, or the peer left it"
-            }
-            _ if self.is_distrusted(now) => "it answered probes and lost the data",
-            _ if self.is_doubted() => {
-                "it did not answer after the network around us or the peer changed"
-            }
-            PathKey::Direct(..) if self.proven.is_none() => {
-                "this host has no address for it any more"
-            }
+            PathKey::Relay(_) if self.channel.is_none() => PathReason::RelayLost,
+            _ if self.is_distrusted(now) => PathReason::Swallowed,
+            _ if self.is_doubted() => PathReason::SilentAfterChange,
+            PathKey::Direct(..) if self.proven.is_none() => PathReason::AddressGone,
             _ if self.has_failed() && self.out.waiting_since().is_some() => {
-                "data on it was not acknowledged, nor probes answered"
+                PathReason::Unacknowledged
             }
-            _ if self.has_failed() => "it stopped answering",
-            _ => "it was not in use for a while",
+            _ if self.has_failed() => PathReason::Silent,
+            _ => PathReason::Unused,
         }
     }
 

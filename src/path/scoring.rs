@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::reason::PathReason;
 use super::{Path, PathKey};
 use crate::engine::PathKind;
 
@@ -70,12 +71,12 @@ pub(crate) fn is_better(candidate: &Path, current: &Path) -> bool {
     gain >= MARGIN && gain >= old / 100 * MARGIN_PERCENT
 }
 
-/// Why the one is better than the other, in words.
-pub(crate) fn advantage(better: &Path, worse: &Path) -> &'static str {
+/// Why the one is better than the other.
+pub(crate) fn advantage(better: &Path, worse: &Path) -> PathReason {
     let lossy = loss_cost(worse) > loss_cost(better) + MARGIN;
     match (tier(better), tier(worse)) {
-        (PathKind::Direct, PathKind::Relay) => "a direct path answered",
-        _ if lossy => "a path that loses less answered",
-        _ => "a faster path answered",
+        (PathKind::Direct, PathKind::Relay) => PathReason::Direct,
+        _ if lossy => PathReason::LessLoss,
+        _ => PathReason::Faster,
     }
 }

@@ -105,6 +105,8 @@ pub(crate) struct PunchSchedule {
     pub(crate) profile: Option<NatProfile>,
     /// What was tried.
     pub(crate) record: Record,
+    /// NAT mappings that attempts to get through hard NATs have made for this peer.
+    pub(crate) mappings: u64,
     pub(crate) round: u32,
     /// When the call that started the present round was sent, until it is answered.
     pub(crate) called: Option<Instant>,

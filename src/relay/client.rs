@@ -16,6 +16,8 @@ use crate::wire::relay::{Alternatives, Refusal};
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// Longest pause: a relay that comes back is found within half a minute.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Pause while this host has no address, should it be wrong about that.
+const OFFLINE_PAUSE: Duration = Duration::from_secs(300);
 /// Pause after the relay refused us: its configuration has to change first.
 const REFUSED_BACKOFF: Duration = Duration::from_secs(60);
 /// Pause after another host appeared with our key: whoever came last keeps the place instead of the two fighting.
@@ -203,6 +205,13 @@ impl RelayClient {
                 Due::GiveUp
             }
         }
+    }
+
+    /// No dial while nothing can get out: each packet would only keep the kernel asking for a router that is not there, a
+    /// second at a time, and that second would still be running when the link is back. [`Self::hurry`] ends the pause.
+    pub(crate) fn put_off(&mut self, now: Instant) {
+        self.failures = self.failures.max(1);
+        self.wait(now, OFFLINE_PAUSE, "this host has no network".to_owned());
     }
 
     /// Dials at once, whatever the backoff: the network changed, so the reason of the last failure may be gone. Not

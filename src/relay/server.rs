@@ -21,7 +21,7 @@ use rand_core::{Rng as _, SeedableRng as _};
 use slab::Slab;
 
 use self::channels::{Channels, EndIndex};
-pub use self::stats::{DropReason, Stats};
+pub use self::stats::{DropReason, Load, Stats};
 pub use self::types::{
     Access, CloseReason, ConnId, Local, Output, Reply, Settings, Socket, Verdict,
 };
@@ -120,6 +120,16 @@ impl Server {
     /// Admitted clients.
     pub fn clients(&self) -> usize {
         self.by_node.len()
+    }
+
+    /// What there is just now.
+    pub fn load(&self) -> Load {
+        Load {
+            clients: self.by_node.len(),
+            newcomers: self.clients.len() - self.by_node.len(),
+            channels: self.channels.open_count(),
+            queued_bytes: self.queued,
+        }
     }
 
     /// What was done so far.

@@ -11,13 +11,16 @@ mod interop;
 mod kernel;
 mod lan;
 mod lifecycle;
+mod metrics;
 mod moving;
 mod mtu;
 mod nats;
 mod netcheck;
 mod noise;
 mod paths;
+mod pinholes;
 mod portmap;
+mod routers;
 mod switches;
 mod trust;
 

@@ -328,6 +328,17 @@ fn no_budget_is_exceeded_where_nothing_helps() {
             let done = sim.host(host).engine().unwrap().traversal();
             assert_eq!(done.attempts as usize, limits::SPRAYS_PER_PAIR);
             assert_eq!(done.opened, 0);
+            // What monitoring is told adds up, and so does what `explain` says of the one peer.
+            let [plain, hard @ ..] = Strategy::ALL.map(|strategy| done.outcomes(strategy));
+            assert!(plain.opened == 0 && plain.failed >= 2, "{plain:?}");
+            let failed: u64 = hard.iter().map(|outcomes| outcomes.failed).sum();
+            assert_eq!(failed, done.attempts);
+            assert!(hard.iter().all(|outcomes| outcomes.opened == 0));
+            let explained = sim.explain(host, other).unwrap().mappings;
+            assert!(
+                done.mappings > 0 && explained == done.mappings,
+                "{explained}"
+            );
             assert!(done.probes as usize <= limits::SPRAYS_PER_PAIR * limits::SPRAY_PROBES);
             for tried in attempts(&sim, host, other) {
                 assert!(tried.probes as usize <= limits::SPRAY_PROBES);

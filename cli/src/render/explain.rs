@@ -19,6 +19,12 @@ pub(crate) fn explanation(found: &Explanation) -> String {
     } else {
         text.push_str(&format!("\n{}\n", table(&found.attempts)));
     }
+    if found.mappings > 0 {
+        text.push_str(&format!(
+            "\nNAT mappings made for it since meshd started, where a plain punch does not do: {}\n",
+            found.mappings
+        ));
+    }
     text
 }
 
@@ -96,6 +102,7 @@ mod tests {
             own_nat,
             peer_nat: None,
             attempts: vec![attempt],
+            mappings: 0,
         };
         let text = explanation(&found);
         assert!(text.starts_with(
@@ -118,6 +125,9 @@ mod tests {
                 "s"
             ]
         );
+        found.mappings = 281;
+        assert!(explanation(&found).ends_with("a plain punch does not do: 281\n"));
+        found.mappings = 0;
         found.attempts.clear();
         assert!(explanation(&found).ends_with("Nothing was tried to open a direct path lately.\n"));
     }

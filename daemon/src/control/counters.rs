@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Connections that came to nothing, by reason.
 #[derive(Debug, Default)]
-pub(super) struct Counters {
+pub struct Counters {
     malformed: AtomicU64,
     silent: AtomicU64,
     too_many: AtomicU64,
@@ -29,15 +29,16 @@ impl Counters {
 
     /// Adds what was counted to the drops of a status, which leaves out what never occurred.
     pub(super) fn report(&self, drops: &mut BTreeMap<String, u64>) {
-        for (name, counter) in [
-            ("control_malformed", &self.malformed),
-            ("control_silent", &self.silent),
-            ("control_too_many", &self.too_many),
-        ] {
-            let count = counter.load(Relaxed);
-            if count > 0 {
-                drops.insert(name.to_owned(), count);
-            }
-        }
+        let occurred = self.all().into_iter().filter(|(_, count)| *count > 0);
+        drops.extend(occurred.map(|(reason, count)| (format!("control_{reason}"), count)));
+    }
+
+    /// Every reason with its count.
+    pub fn all(&self) -> [(&'static str, u64); 3] {
+        [
+            ("malformed", self.malformed.load(Relaxed)),
+            ("silent", self.silent.load(Relaxed)),
+            ("too_many", self.too_many.load(Relaxed)),
+        ]
     }
 }

@@ -32,9 +32,9 @@ use tokio::time::timeout;
 
 use crate::api::{Notice, Request};
 use backend::Backend;
-use counters::Counters;
 use listen::SocketFile;
 
+pub use counters::Counters;
 pub use listen::ListenError;
 
 /// How long the start waits for the bus: it then goes on by itself, so that a bus that hangs does not keep us down.
@@ -44,6 +44,7 @@ const BUS_PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Control {
     tasks: JoinSet<()>,
+    counters: Arc<Counters>,
     _socket: SocketFile,
 }
 
@@ -74,7 +75,7 @@ pub async fn start(
         listener,
         backend.clone(),
         notices.clone(),
-        counters,
+        Arc::clone(&counters),
     ));
     tracing::info!("listening on {}", path.display());
     if bus {
@@ -84,11 +85,17 @@ pub async fn start(
     }
     Ok(Control {
         tasks,
+        counters,
         _socket: socket,
     })
 }
 
 impl Control {
+    /// What it has to refuse.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
     /// Closes every connection, gives the bus name back and removes the socket.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;

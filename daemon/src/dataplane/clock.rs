@@ -27,12 +27,18 @@ pub(crate) fn unix() -> Duration {
 /// Becomes readable when the host resumes from being suspended, and when somebody sets the time of day.
 ///
 /// A timer on the time of day that never fires: the kernel cancels it on such an occasion. Nothing else tells at once:
-/// a link may be back without ever having been seen to go.
+/// a link may be back without ever having been seen to go. logind tells as well, where there is one, a little later; the
+/// two of them are made one here.
 #[derive(Debug)]
 pub(crate) struct ResumeWatch {
     fd: TimerFd,
     suspended: Duration,
+    /// When the host was last found to have woken.
+    woken: Option<Instant>,
 }
+
+/// logind's word that comes within this after the clock's is of the same sleep: it runs its hooks first.
+const SAME_SLEEP: Duration = Duration::from_secs(10);
 
 /// Time asleep below this is no more than the clocks' own difference in a reading.
 const LEAST_SLEEP: Duration = Duration::from_secs(1);
@@ -46,14 +52,41 @@ impl ResumeWatch {
             TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
         fd.set(never, flags)?;
         let suspended = suspended();
-        Ok(Self { fd, suspended })
+        Ok(Self {
+            fd,
+            suspended,
+            woken: None,
+        })
     }
 
     /// To be called when the descriptor is readable; true if the host was asleep.
-    pub(crate) fn fired(&mut self) -> bool {
+    pub(crate) fn fired(&mut self, now: Instant) -> bool {
         // Fails with "cancelled", which is what it is for.
         let _ = self.fd.wait();
-        self.has_slept(suspended())
+        self.has_woken(now, suspended())
+    }
+
+    /// To be called when logind says that the host has woken; true unless that was known.
+    pub(crate) fn announced(&mut self, now: Instant) -> bool {
+        self.is_news(now, suspended())
+    }
+
+    fn has_woken(&mut self, now: Instant, suspended: Duration) -> bool {
+        let slept = self.has_slept(suspended);
+        if slept {
+            self.woken = Some(now);
+        }
+        slept
+    }
+
+    fn is_news(&mut self, now: Instant, suspended: Duration) -> bool {
+        let known = |woken: Instant| now.since(woken) < SAME_SLEEP;
+        // If the clock shows it as well, its own word, which is still to come, is none any more.
+        let news = self.has_slept(suspended) || !self.woken.is_some_and(known);
+        if news {
+            self.woken = Some(now);
+        }
+        news
     }
 
     fn has_slept(&mut self, suspended: Duration) -> bool {
@@ -158,7 +191,7 @@ mod tests {
     fn only_time_asleep_counts_as_sleep() {
         let mut watch = ResumeWatch::new().unwrap();
         assert!(
-            !watch.fired(),
+            !watch.fired(now()),
             "nothing has happened, and nothing is waited for"
         );
         let before = watch.suspended;
@@ -168,6 +201,24 @@ mod tests {
             !watch.has_slept(before + Duration::from_secs(60)),
             "told once"
         );
+    }
+
+    #[test]
+    fn the_clock_and_logind_tell_of_one_sleep_once_whoever_comes_first() {
+        let at = |seconds| Instant::from_boot(Duration::from_secs(seconds));
+        let mut watch = ResumeWatch::new().unwrap();
+        let awake = watch.suspended;
+        let first = awake + Duration::from_secs(60);
+        assert!(watch.has_woken(at(1_000), first));
+        assert!(!watch.is_news(at(1_001), first), "logind comes later");
+        let second = first + Duration::from_secs(60);
+        assert!(watch.is_news(at(1_005), second), "another sleep");
+        assert!(!watch.has_woken(at(1_005), second), "the clock comes later");
+        assert!(
+            watch.is_news(at(1_100), second),
+            "sleep that the clock does not show"
+        );
+        assert!(!watch.is_news(at(1_101), second), "said twice");
     }
 
     #[test]

@@ -28,9 +28,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mesh_core::engine::{
-    Drops, Event, Explanation, LanAction, LanPacket, NetcheckReport, NetworkIndex, NetworkSetup,
-    NetworkStatus, PeerKey, PongInfo, PortMapAction, PortMapEvent, RelayAction, RelayEvent,
-    RelayHandle,
+    Drops, Event, Explanation, LanAction, LanPacket, Metrics, NetcheckReport, NetworkIndex,
+    NetworkSetup, NetworkStatus, PeerKey, PongInfo, PortMapAction, PortMapEvent, RelayAction,
+    RelayEvent, RelayHandle,
 };
 use mesh_core::limits;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -97,6 +97,8 @@ pub enum Command {
     LanDiscovery(bool),
     /// Something that was said on one of our links.
     LanPacket(LanPacket),
+    /// logind says that the host has woken from sleep.
+    Woken,
     /// News of a router that maps ports.
     PortMap(PortMapEvent),
     /// News of a relay connection.
@@ -127,6 +129,11 @@ pub enum Command {
         network: NetworkIndex,
         /// The result; dropped when too many are under way.
         reply: oneshot::Sender<NetcheckReport>,
+    },
+    /// What there is to monitor.
+    Metrics {
+        /// The result.
+        reply: oneshot::Sender<MetricsReport>,
     },
     /// What is there and how it is doing.
     Status {
@@ -159,6 +166,17 @@ pub struct StatusReport {
     pub networks: Vec<NetworkStatus>,
     /// Packets that the engine dropped, by reason.
     pub drops: Drops,
+    /// What the thread itself counted.
+    pub counters: Counters,
+    /// Datagrams that the kernel did not take, by reason.
+    pub send_errors: SendErrors,
+}
+
+/// What the data plane has counted and measured.
+#[derive(Debug)]
+pub struct MetricsReport {
+    /// What the engine tells.
+    pub metrics: Metrics,
     /// What the thread itself counted.
     pub counters: Counters,
     /// Datagrams that the kernel did not take, by reason.
@@ -407,6 +425,16 @@ impl DataPlane {
     /// [`CommandError::Stopped`] and [`CommandError::Timeout`].
     pub async fn status(&self) -> Result<StatusReport, CommandError> {
         self.ask(limits::CONTROL_TIMEOUT, |reply| Command::Status { reply })
+            .await
+    }
+
+    /// See [`Command::Metrics`].
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::Stopped`] and [`CommandError::Timeout`].
+    pub async fn metrics(&self) -> Result<MetricsReport, CommandError> {
+        self.ask(limits::CONTROL_TIMEOUT, |reply| Command::Metrics { reply })
             .await
     }
 

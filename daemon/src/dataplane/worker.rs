@@ -22,7 +22,7 @@ use super::outbox::Outbox;
 use super::spare::Spares;
 use super::tun::{Read, TunInput, TunPort};
 use super::udp::UdpInput;
-use super::{Command, QuicDatagram, StatusReport};
+use super::{Command, MetricsReport, QuicDatagram, StatusReport};
 use crate::netlink::monitor::Surroundings;
 use crate::sockets::{Family, Sockets};
 use crate::tuning::Tuning;
@@ -171,8 +171,9 @@ impl Worker {
                 }
                 TOKEN_TIMER => self.timer.fired(),
                 TOKEN_RESUME => {
-                    if self.resume.fired() {
-                        self.engine.resumed(clock::now());
+                    let now = clock::now();
+                    if self.resume.fired(now) {
+                        self.engine.resumed(now);
                     }
                 }
                 token if token < TOKEN_TUN => {
@@ -368,6 +369,11 @@ impl Worker {
                 let batches = &mut self.egress.batches;
                 self.engine.handle_lan(now, &packet, batches);
             }
+            Command::Woken => {
+                if self.resume.announced(now) {
+                    self.engine.resumed(now);
+                }
+            }
             Command::PortMap(event) => self.engine.handle_port_map(now, &event),
             Command::Relay(id, event) => {
                 if self.egress.is_current(id) {
@@ -400,6 +406,13 @@ impl Worker {
                 if let Some(token) = self.egress.requests.add_netcheck(reply) {
                     self.engine.netcheck(now, network, token);
                 }
+            }
+            Command::Metrics { reply } => {
+                let _ = reply.send(MetricsReport {
+                    metrics: self.engine.metrics(now),
+                    counters: self.egress.counters,
+                    send_errors: self.egress.sockets.send_errors(),
+                });
             }
             Command::Status { reply } => {
                 let _ = reply.send(StatusReport {

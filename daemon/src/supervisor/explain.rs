@@ -35,6 +35,7 @@ pub(super) fn explanation(
                 duration_s: attempt.duration.as_secs_f64(),
             })
             .collect(),
+        mappings: found.mappings,
     }
 }
 

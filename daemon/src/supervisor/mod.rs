@@ -7,12 +7,14 @@
 mod cleanup;
 mod config_file;
 mod explain;
+mod metrics;
 mod mtu;
 mod names;
 mod network;
 mod plan;
 mod reload;
 mod requests;
+mod scrape;
 mod secrets;
 mod serve;
 mod start;
@@ -29,6 +31,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use mesh_core::engine::HostAddress;
+use mesh_relay::scrape::ScrapeError;
 use sd_notify::NotifyState;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -59,6 +62,9 @@ pub enum Failure {
     /// The mesh port is taken.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The address for metrics cannot be had.
+    #[error(transparent)]
+    Metrics(#[from] ScrapeError),
     /// The control socket is taken.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -94,6 +100,7 @@ struct Supervisor {
     /// The port that the sockets were bound with, as configured.
     listen_port: u16,
     sockets: Arc<Sockets>,
+    metrics: scrape::Offer,
     networks: Vec<Network>,
     /// Health line: the configured port is not the one in use.
     port_note: Option<String>,

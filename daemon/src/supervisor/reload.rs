@@ -54,6 +54,9 @@ impl Supervisor {
     async fn try_reload(&mut self) -> Result<Reloaded, String> {
         let config = self.config_file.read().map_err(|error| error.to_string())?;
         let steps = self.prepare(&config).await?;
+        // The last thing that can be wrong.
+        let offered = self.metrics.set(config.metrics).await;
+        offered.map_err(|error| error.to_string())?;
         self.note_port(config.listen_port);
         let discovery = self.host.data.lan_discovery(config.lan_discovery).await;
         discovery.map_err(|error| error.to_string())?;

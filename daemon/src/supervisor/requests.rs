@@ -29,6 +29,7 @@ impl Supervisor {
                 reply,
             } => self.explain(network.as_deref(), &peer, reply),
             Request::Netcheck { network, reply } => self.netcheck(network.as_deref(), reply),
+            Request::Metrics { reply } => self.metrics(reply),
             Request::WireguardConfig { network, reply } => {
                 answer(reply, self.wireguard_config(network.as_deref()).await);
             }

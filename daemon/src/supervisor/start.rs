@@ -6,10 +6,12 @@ use std::sync::Arc;
 use mesh_core::engine::{Event, NetworkIndex};
 use mesh_core::identity::Identity;
 use tokio::sync::{broadcast, mpsc, watch};
+use zbus::connection::Builder;
 
 use super::config_file::ConfigFile;
 use super::mtu::Changes;
 use super::network::{Host, Network};
+use super::scrape::Offer;
 use super::serve::Running;
 use super::{FIRST_NETWORK, Failure, Supervisor};
 use crate::api::Notice;
@@ -17,6 +19,7 @@ use crate::args::Args;
 use crate::control;
 use crate::dataplane::{DataPlane, FromData, Started};
 use crate::lan::LanIo;
+use crate::logind::{self, Pauses};
 use crate::netlink::Netlink;
 use crate::netlink::monitor::Monitor;
 use crate::netlink::routes::OwnRoute;
@@ -50,7 +53,10 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
     let (requests, request_queue) = mpsc::channel(REQUEST_QUEUE);
     let (notices, _) = broadcast::channel::<Notice>(NOTICE_QUEUE);
     // Before anything of the host is changed: another meshd may have the socket.
-    let control = control::start(&args.socket, !args.no_bus, requests, notices.clone()).await?;
+    let bus = !args.no_bus;
+    let control = control::start(&args.socket, bus, requests.clone(), notices.clone()).await?;
+    let mut metrics = Offer::new(requests, control.counters());
+    metrics.set(config.metrics).await?;
     let data = start_data_plane(&sockets, tuning)?;
     let dialer = RelayDialer::new(Arc::clone(&sockets), data.quic, data.handle.clone())
         .map_err(Failure::system("start the relay client"))?;
@@ -68,6 +74,10 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
         lan,
         events,
     ));
+    if bus {
+        let woken = data.handle.clone();
+        tokio::spawn(logind::watch(Builder::system, Pauses::default(), woken));
+    }
     let (overlay, overlay_watch) = watch::channel(Vec::new());
     let monitor = Monitor::start(overlay_watch).await?;
     // Before any link is known: without discovery no socket is opened at all.
@@ -88,6 +98,7 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
         config_file,
         listen_port: config.listen_port,
         sockets,
+        metrics,
         networks: Vec::new(),
         port_note: None,
         file_note: None,

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use mesh_bus::{NatBehaviour, NetworkState, PortAllocation};
 use mesh_core::engine::{
-    NetcheckReport, NetworkStatus, PathKind, PathStatus, PeerState, PeerStatus,
+    Drops, NetcheckReport, NetworkStatus, PathKind, PathStatus, PeerState, PeerStatus,
 };
 use mesh_core::identity::overlay_address;
 use mesh_core::nat::{Allocation, Filtering, Mapping, Pooling};
 
 use super::names::{addresses, key_text};
 use super::network::{Network, Phase};
-use crate::dataplane::StatusReport;
-use crate::sockets;
+use crate::dataplane::{Counters, StatusReport};
+use crate::sockets::{self, SendErrors};
 
 /// A network with what the data plane says about it, if it runs.
 pub(super) fn network(
@@ -156,8 +156,20 @@ pub(super) fn milliseconds(time: Duration) -> f64 {
 
 /// What was dropped, by reason; reasons that never occurred are left out.
 pub(super) fn drops(report: &StatusReport) -> BTreeMap<String, u64> {
-    let (drops, counters, errors) = (&report.drops, &report.counters, &report.send_errors);
-    let all = [
+    let all = all_drops(&report.drops, &report.counters, &report.send_errors);
+    all.into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(reason, count)| (reason.to_owned(), count))
+        .collect()
+}
+
+/// What was dropped, by every reason that there is.
+pub(super) const fn all_drops(
+    drops: &Drops,
+    counters: &Counters,
+    errors: &SendErrors,
+) -> [(&'static str, u64); 22] {
+    [
         ("unknown_protocol", drops.unknown_protocol),
         ("unknown_session", drops.unknown_session),
         ("unauthentic", drops.unauthentic),
@@ -180,11 +192,7 @@ pub(super) fn drops(report: &StatusReport) -> BTreeMap<String, u64> {
         ("send_too_big", errors.too_big),
         ("send_buffer_full", errors.buffer_full),
         ("send_other", errors.other),
-    ];
-    all.into_iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(reason, count)| (reason.to_owned(), count))
-        .collect()
+    ]
 }
 
 pub(super) fn mapping(mapping: Mapping) -> NatBehaviour {

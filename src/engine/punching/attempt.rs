@@ -84,7 +84,7 @@ impl Attempt {
         })
     }
 
-    fn strategy(&self) -> Strategy {
+    pub(super) fn strategy(&self) -> Strategy {
         match self.plan {
             Plan::Meet(_) => Strategy::Meet,
             Plan::Open => Strategy::Open,

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub(super) use self::attempt::Attempt;
-use super::{Engine, PeerIndex};
+use super::{Engine, PeerIndex, Strategy};
 use crate::nat::punch::{FIRST_OPENER, retry_after};
 use crate::nat::strategy::{Prospects, prospects};
 use crate::nat::{Mapping, NatProfile};
@@ -272,14 +272,15 @@ impl Engine {
             return;
         };
         peer.punching.running = None;
-        if peer.paths.has_usable_direct(now) {
+        let opened = peer.paths.has_usable_direct(now);
+        if opened {
             peer.punching.next = None;
-            return;
         }
-        if let Some(public) = shared {
+        self.traversal.ended(Strategy::Plain, opened);
+        if let Some(public) = shared.filter(|_| !opened) {
             self.hairpins.failed(public);
         }
-        let Some(peer) = self.peer_mut(index) else {
+        let Some(peer) = self.peer_mut(index).filter(|_| !opened) else {
             return;
         };
         let pause = retry_after(peer.punching.failed);

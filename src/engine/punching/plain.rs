@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::SETTLE;
-use crate::engine::{Engine, PeerIndex, SocketId};
+use crate::engine::{Engine, PeerIndex, SocketId, Strategy};
 use crate::limits;
 use crate::nat::punch::{Punch, Step};
 use crate::nat::strategy::Plan;
@@ -87,6 +87,7 @@ impl Engine {
             if opened && now.since(punch.started()) >= SETTLE {
                 peer.punching.running = None;
                 peer.punching.next = None;
+                self.traversal.ended(Strategy::Plain, true);
                 return;
             }
             if punch.take_hedge(now) {

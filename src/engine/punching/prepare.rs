@@ -424,7 +424,9 @@ impl Engine {
         for socket in &attempt.sockets {
             self.spares.give(*socket, Owner::Peer(index));
         }
-        self.traversal.opened += u64::from(attempt.answered.is_some());
+        let opened = attempt.answered.is_some();
+        self.traversal.opened += u64::from(opened);
+        self.traversal.ended(attempt.strategy(), opened);
         let row = attempt.sockets.len() > 1;
         let tried = attempt.tried(Some(now), |socket| self.local_port(socket, true));
         let Some(peer) = self.peer_mut(index) else {
@@ -432,6 +434,7 @@ impl Engine {
         };
         let key = peer.key.to_wireguard();
         peer.punching.record.push(tried);
+        peer.punching.mappings += u64::from(attempt.mappings);
         if peer.paths.has_usable_direct(now) {
             peer.punching.plan_due = false;
             peer.punching.next = None;
@@ -473,6 +476,9 @@ impl Engine {
         let Some(attempt) = self.attempt.take_if(|attempt| attempt.peer == index) else {
             return;
         };
+        if let Some(peer) = self.peer_mut(index) {
+            peer.punching.mappings += u64::from(attempt.mappings);
+        }
         let samples = attempt.samples.iter().map(|sample| sample.socket);
         let sockets: Vec<SocketId> = attempt.sockets.iter().copied().chain(samples).collect();
         for socket in sockets {

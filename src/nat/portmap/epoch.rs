@@ -20,10 +20,10 @@ impl Epoch {
             return false;
         };
         // Packets may overtake each other by a second.
-        if server < last.server {
-            return last.server - server > 1;
+        if last.server.saturating_sub(server) > 1 {
+            return true;
         }
-        let theirs = Duration::from_secs(u64::from(server - last.server));
+        let theirs = Duration::from_secs(u64::from(server.saturating_sub(last.server)));
         let ours = now.since(last.at);
         let slack = Duration::from_secs(2);
         // A sixteenth for clocks that run fast or slow.
@@ -50,6 +50,15 @@ mod tests {
             (3_621, 3_500),
         ] {
             assert!(!Epoch::note(&mut last, at(ours), theirs), "{ours} {theirs}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_had_hardly_begun_when_it_was_set_back_tells_of_a_restart() {
+        for before in [0, 1] {
+            let mut last = None;
+            assert!(!Epoch::note(&mut last, at(10), before));
+            assert!(Epoch::note(&mut last, at(20), 0), "{before}");
         }
     }
 

@@ -17,9 +17,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
+use crate::limits;
 use crate::rng::Random;
 use crate::time::Instant;
-use crate::wire::http;
+use crate::wire::{http, pcp};
 use gate::Gate;
 
 /// The router that a default route leads to, and how we stand to it.
@@ -131,6 +132,11 @@ pub(crate) struct PortMapper {
     /// [`Self::wanted`] has changed.
     due: bool,
     gates: Vec<Gate>,
+    /// Gates of gateways that we have left, which are given back what they granted. They may still be in reach.
+    left: Vec<Gate>,
+    /// With what each gateway that we met lately was asked: one that we come back to refuses anything else for as long as
+    /// its mapping lasts (RFC 6887, section 11.3).
+    nonces: VecDeque<(Gateway, u16, pcp::Nonce)>,
     actions: Actions,
     held: bool,
     changed: bool,
@@ -146,8 +152,8 @@ impl PortMapper {
         self.wanted = wanted;
     }
 
-    /// Tells the default gateways, one for each address family, and the ports of our mesh sockets. What is held at a
-    /// gateway that is gone cannot be given back.
+    /// Tells the default gateways, one for each address family, and the ports of our mesh sockets. A new one is asked at
+    /// once, and one that we have left is told so.
     pub(crate) fn set_gateways(
         &mut self,
         now: Instant,
@@ -169,7 +175,10 @@ impl PortMapper {
             gates.push(match old {
                 Some(at) => self.gates.swap_remove(at),
                 None => {
-                    let mut gate = Gate::new(*gateway, port, rng.bytes());
+                    // It is no longer given back what it is about to be asked for.
+                    self.left.retain(|gate| !gate.is(gateway, port));
+                    let nonce = self.nonce(gateway, port, rng);
+                    let mut gate = Gate::new(*gateway, port, nonce);
                     if self.wanted {
                         gate.start(now, &mut self.actions);
                     }
@@ -177,9 +186,30 @@ impl PortMapper {
                 }
             });
         }
-        self.changed |= self.gates.iter().any(|gone| gone.mapped().is_some());
-        self.gates = gates;
+        for mut gone in std::mem::replace(&mut self.gates, gates) {
+            self.changed |= gone.mapped().is_some();
+            if gone.is_held() {
+                gone.release(now, &mut self.actions);
+                self.left.push(gone);
+            }
+        }
+        let surplus = self.left.len().saturating_sub(limits::LEFT_GATEWAYS);
+        self.left.drain(..surplus);
         self.update_held();
+    }
+
+    fn nonce(&mut self, gateway: &Gateway, port: u16, rng: &mut Random) -> pcp::Nonce {
+        let known = self.nonces.iter();
+        let mut known = known.filter(|(known, at, _)| (known, *at) == (gateway, port));
+        if let Some((.., nonce)) = known.next() {
+            return *nonce;
+        }
+        if self.nonces.len() >= limits::KNOWN_GATEWAYS {
+            self.nonces.pop_front();
+        }
+        let nonce = rng.bytes();
+        self.nonces.push_back((*gateway, port, nonce));
+        nonce
     }
 
     /// Looks for protocols again where none was found.
@@ -191,7 +221,7 @@ impl PortMapper {
 
     /// Takes what the shell reports.
     pub(crate) fn handle(&mut self, now: Instant, event: &PortMapEvent) {
-        for gate in &mut self.gates {
+        for gate in self.gates.iter_mut().chain(&mut self.left) {
             match event {
                 PortMapEvent::Datagram { from, payload } => {
                     self.changed |= gate.handle_datagram(now, *from, payload, &mut self.actions);
@@ -209,7 +239,8 @@ impl PortMapper {
         if self.due {
             return Some(Instant::default());
         }
-        self.gates.iter().filter_map(Gate::deadline).min()
+        let gates = self.gates.iter().chain(&self.left);
+        gates.filter_map(Gate::deadline).min()
     }
 
     /// Does what is due.
@@ -224,14 +255,15 @@ impl PortMapper {
                 }
             }
         }
-        for gate in &mut self.gates {
+        for gate in self.gates.iter_mut().chain(&mut self.left) {
             self.changed |= gate.handle_timeout(now, &mut self.actions);
         }
         self.update_held();
     }
 
     fn update_held(&mut self) {
-        let held = self.gates.iter().any(Gate::is_held);
+        self.left.retain(Gate::is_held);
+        let held = !self.left.is_empty() || self.gates.iter().any(Gate::is_held);
         if held != self.held {
             self.held = held;
             self.actions.push_back(PortMapAction::Held(held));

@@ -353,7 +353,61 @@ fn another_gateway_begins_anew_and_the_same_one_goes_on() {
     assert!(bench.mapper.take_changed());
     assert_eq!(bench.mapped(), []);
     let asked = bench.asked();
-    assert_eq!((asked.pcp_announce, asked.held), (1, vec![false]));
+    assert_eq!((asked.pcp_announce, asked.pcp_map.len()), (1, 1));
+    assert_eq!(asked.pcp_map[0][4..8], [0; 4], "the old mapping ends");
+    bench.pass(ms(400));
+    assert_eq!(bench.asked().held, [false]);
+}
+
+fn elsewhere(last: u8) -> Gateway {
+    Gateway {
+        address: IpAddr::from([10, 0, last, 1]),
+        interface: 3,
+        local: format!("10.0.{last}.9/24").parse().unwrap(),
+    }
+}
+
+#[test]
+fn a_gateway_that_was_left_is_asked_with_the_same_nonce_when_we_are_back() {
+    let (mut bench, request) = mapped_by_pcp();
+    bench.gateways(&[elsewhere(1)]);
+    let ends = |asked: &Asked| {
+        let ends = asked.pcp_map.iter();
+        ends.filter(|map| map[4..8] == [0; 4]).count()
+    };
+    assert_eq!(ends(&bench.asked()), 1);
+    // Back before it has answered: it is not told to end what is wanted again.
+    bench.gateways(&[gateway()]);
+    bench.pass(ms(300));
+    assert_eq!(ends(&bench.asked()), 0);
+    bench.answer(ROUTER, &pcp_announce(100));
+    let again = bench.asked().pcp_map.remove(0);
+    assert_eq!(again[24..36], request[24..36]);
+    bench.answer(ROUTER, &pcp_mapped(&again, 100, 0, EXTERNAL));
+    assert_eq!(bench.mapped(), [addr("203.0.113.7:7777")]);
+    let nonces: Vec<_> = bench
+        .mapper
+        .nonces
+        .iter()
+        .map(|(.., nonce)| nonce)
+        .collect();
+    assert!(nonces.len() == 2 && nonces[0] != nonces[1], "each its own");
+}
+
+#[test]
+fn what_is_remembered_of_gateways_has_a_bound() {
+    let mut bench = Bench::new(gateway());
+    for last in 0..50 {
+        bench.gateways(&[elsewhere(last)]);
+        bench.answer(&format!("10.0.{last}.1:5351"), &pcp_announce(100));
+        assert!(bench.mapper.gates[0].is_held());
+        assert!(bench.mapper.left.len() <= limits::LEFT_GATEWAYS);
+        assert!(bench.mapper.nonces.len() <= limits::KNOWN_GATEWAYS);
+    }
+    assert_eq!(bench.mapper.left.len(), limits::LEFT_GATEWAYS);
+    bench.asked();
+    bench.pass(Duration::from_secs(1));
+    assert!(bench.mapper.left.is_empty() && bench.mapper.gates[0].is_held());
 }
 
 #[test]

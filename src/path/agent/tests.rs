@@ -154,11 +154,7 @@ fn data_that_nobody_acknowledges_is_probed_then_copied_and_then_leaves_the_path(
 
     let (now, change, probes) = until_change(&mut set, suspicious);
     assert_eq!(change.to, Some(relay()));
-    assert!(
-        change.reason.contains("not acknowledged"),
-        "{}",
-        change.reason
-    );
+    assert_eq!(change.reason, PathReason::Unacknowledged);
     assert!(now.since(at(1_000)) < Duration::from_millis(600), "{now:?}");
     assert!(
         probes.contains(&relay()),
@@ -211,7 +207,7 @@ fn paths_of_a_family_without_address_go_at_once() {
     set.doubt_all(at(10), |ip| ip.is_ipv6());
     let change = set.choose(at(10)).unwrap();
     assert_eq!(change.to, Some(relay()));
-    assert_eq!(change.reason, "this host has no address for it any more");
+    assert_eq!(change.reason, PathReason::AddressGone);
 }
 
 #[test]
@@ -238,6 +234,27 @@ fn a_path_that_gets_much_slower_than_the_relay_loses_its_place_and_gets_it_back(
     assert_eq!(set.choose(at(360)), None, "and not back for a little");
     slow(&mut set, 20, 20);
     assert_eq!(set.choose(at(370)).unwrap().to, Some(direct(1)));
+}
+
+#[test]
+fn the_time_by_each_kind_of_path_goes_on_after_a_change_and_comes_back() {
+    let mut set = relayed();
+    let times = |set: &PathSet, now| PathKind::ALL.map(|kind| set.time_by(kind, now).as_millis());
+    assert_eq!(times(&set, at(10)), [0, 10], "it began with the relay");
+    prove(&mut set, direct(1), 10, at(10));
+    let change = set.choose(at(10)).unwrap();
+    assert_eq!(
+        (change.from, change.reason),
+        (Some(PathKind::Relay), PathReason::Direct)
+    );
+    assert_eq!(times(&set, at(35)), [25, 10]);
+    let change = set.set_current(Some(relay()), PathReason::Silent, at(40));
+    assert_eq!(change.unwrap().from, Some(PathKind::Direct));
+    assert_eq!(
+        set.set_current(Some(relay()), PathReason::Silent, at(41)),
+        None
+    );
+    assert_eq!(times(&set, at(45)), [30, 15]);
 }
 
 #[test]

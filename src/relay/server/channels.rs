@@ -61,6 +61,11 @@ impl Channels {
         Some((EndIndex(first), EndIndex(second)))
     }
 
+    /// How many channels are open.
+    pub(super) fn open_count(&self) -> usize {
+        (self.places.len() - self.free.len()) / 2
+    }
+
     /// The end that a client calls by `number`.
     pub(super) fn find(&self, number: u32) -> Option<&End> {
         let plain = self.cipher.decipher(number);
@@ -161,6 +166,7 @@ mod tests {
     fn each_end_is_found_by_its_own_number() {
         let mut channels = Channels::new(KEY);
         let (a, b) = channels.open(7, 9).unwrap();
+        assert_eq!(channels.open_count(), 1);
         let (end_a, end_b) = (*channels.get(a).unwrap(), *channels.get(b).unwrap());
         assert_ne!(end_a.number, end_b.number);
         assert_eq!((end_a.owner, end_a.twin), (7, b));
@@ -198,6 +204,7 @@ mod tests {
                 assert!(channels.find(number).is_none());
             }
             assert!(channels.close(b).is_none());
+            assert_eq!(channels.open_count(), 0);
         }
     }
 

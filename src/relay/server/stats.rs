@@ -91,6 +91,19 @@ impl DropReason {
     }
 }
 
+/// What a relay bears just now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Admitted clients.
+    pub clients: usize,
+    /// Connections that have not said hello.
+    pub newcomers: usize,
+    /// Channels between two clients.
+    pub channels: usize,
+    /// Bytes of messages that clients have not taken yet.
+    pub queued_bytes: usize,
+}
+
 /// What a relay did since its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {

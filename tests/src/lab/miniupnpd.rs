@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Result;
+use nix::sys::signal::Signal;
 
 use super::process::Program;
 use super::scenario::Lab;
@@ -32,7 +33,8 @@ pub struct Speaks {
 #[derive(Debug)]
 pub struct MiniUpnpd {
     /// Ends with it.
-    _program: Program,
+    program: Option<Program>,
+    config: std::path::PathBuf,
 }
 
 impl MiniUpnpd {
@@ -97,8 +99,27 @@ impl MiniUpnpd {
                     .display(),
             ),
         )?;
-        let program = Self::launch(lab, router, &config)?;
-        Ok(Self { _program: program })
+        let program = Some(Self::launch(lab, router, &config)?);
+        Ok(Self { program, config })
+    }
+
+    /// The router restarts: its tables are lost, and its clock begins anew. It tells its LAN so.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub fn restart(&mut self, lab: &Lab, router: &Router) -> Result<()> {
+        self.program = None;
+        router.ns.nft(
+            "flush chain inet mapped prerouting_miniupnpd
+             flush chain inet mapped postrouting_miniupnpd
+             flush chain inet filter miniupnpd",
+        )?;
+        let program = self
+            .program
+            .insert(Self::launch(lab, router, &self.config)?);
+        // At its start it announces itself by PCP, and on this signal by NAT-PMP.
+        program.signal(Signal::SIGUSR1)
     }
 
     fn launch(lab: &Lab, router: &Router, config: &std::path::Path) -> Result<Program> {
@@ -116,20 +137,34 @@ impl MiniUpnpd {
         Ok(program)
     }
 
+    /// True if it has written this into its log.
+    pub fn said(&self, text: &str) -> bool {
+        let program = self.program.as_ref();
+        program.is_some_and(|program| program.log().contains(text))
+    }
+
+    /// What the router's IPv6 firewall lets in beside answers.
+    ///
+    /// # Errors
+    ///
+    /// When nft fails.
+    pub fn pinholes(router: &Router) -> Result<Vec<String>> {
+        Self::rules(router, ["filter", "miniupnpd"], "pinhole-")
+    }
+
     /// What the router forwards to a host in its LAN: rules with `dnat`.
     ///
     /// # Errors
     ///
     /// When nft fails.
     pub fn mappings(router: &Router) -> Result<Vec<String>> {
-        let rules = router.ns.run(
-            "nft",
-            &["list", "chain", "inet", "mapped", "prerouting_miniupnpd"],
-        )?;
-        Ok(rules
-            .lines()
-            .filter(|line| line.contains("dnat"))
-            .map(|line| line.trim().to_owned())
-            .collect())
+        Self::rules(router, ["mapped", "prerouting_miniupnpd"], "dnat")
+    }
+
+    fn rules(router: &Router, [table, chain]: [&str; 2], with: &str) -> Result<Vec<String>> {
+        let list = ["list", "chain", "inet", table, chain];
+        let rules = router.ns.run("nft", &list)?;
+        let rules = rules.lines().filter(|line| line.contains(with));
+        Ok(rules.map(|line| line.trim().to_owned()).collect())
     }
 }
