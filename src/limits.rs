@@ -181,8 +181,8 @@ pub const RELAY_MIN_CHARGE: u64 = 256;
 pub const RELAY_MESSAGES: (u64, u64) = (200, 1_000);
 /// `Rebind` answers a second of one relay, and how many at once. Nobody waits for more than one of them.
 pub const RELAY_REBINDS: (u64, u64) = (2_000, 500);
-/// STUN answers from the other port or address that one client may cause a second, and at once: a measurement of a NAT's
-/// filter asks twelve times at most, all ports of the client's IP address together.
+/// STUN answers from the other port or address, and knocks, that one client may cause a second, and at once: a measurement
+/// of a NAT's filter asks one relay twelve times at most, all ports of the client's IP address together.
 pub const RELAY_KNOCKS: (u64, u64) = (4, 24);
 /// Clients at one IP address whose allowances for that are looked at.
 pub const RELAY_KNOCKERS: usize = 16;
