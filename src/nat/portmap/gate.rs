@@ -308,8 +308,10 @@ impl Gate {
             .is_some_and(|at| now >= started + *at)
         {
             sent += 1;
-            // The same place again, so that peers need not be told a new one.
-            let suggested = self.mapped();
+            // The same place again, so that peers need not be told a new one. A firewall has no other; miniupnpd names none
+            // by itself when it is asked a second time.
+            let firewall = (!self.is_ipv4()).then(|| self.internal());
+            let suggested = self.mapped().or(firewall);
             match protocol {
                 PortMapProtocol::Pcp => {
                     self.send(
