@@ -107,6 +107,8 @@ pub const SPRAYS_A_DAY: usize = 256;
 pub const SPRAY_ICMP_ERRORS: u32 = 32;
 /// Public addresses of our own that are remembered as ones behind which hosts reach each other by the outside.
 pub const HAIRPINS: usize = 16;
+/// Places, by gateway and public address, whose NATs' memory is known.
+pub const LIFETIMES: usize = 16;
 /// Spare sockets: one spray, one row with its sample, one measurement, and paths of so many peers that were won with one.
 pub const SPARE_SOCKETS: usize = 1_024;
 /// What is remembered of attempts to reach one peer directly.
@@ -179,8 +181,8 @@ pub const RELAY_MIN_CHARGE: u64 = 256;
 pub const RELAY_MESSAGES: (u64, u64) = (200, 1_000);
 /// `Rebind` answers a second of one relay, and how many at once. Nobody waits for more than one of them.
 pub const RELAY_REBINDS: (u64, u64) = (2_000, 500);
-/// STUN answers from the other port or address that one client may cause a second, and at once: a measurement of a NAT's
-/// filter asks twelve times at most, all ports of the client's IP address together.
+/// STUN answers from the other port or address, and knocks, that one client may cause a second, and at once: a measurement
+/// of a NAT's filter asks one relay twelve times at most, all ports of the client's IP address together.
 pub const RELAY_KNOCKS: (u64, u64) = (4, 24);
 /// Clients at one IP address whose allowances for that are looked at.
 pub const RELAY_KNOCKERS: usize = 16;

@@ -45,7 +45,7 @@ impl Engine {
         }
     }
 
-    fn send_requests(&mut self, now: Instant, requests: Vec<Request>) {
+    pub(super) fn send_requests(&mut self, now: Instant, requests: Vec<Request>) {
         for request in requests {
             match request {
                 Request::Datagram {
@@ -94,6 +94,7 @@ impl Engine {
         for socket in prober.end_surveys(own) {
             self.close_spare(socket);
         }
+        self.learn_lifetime(now);
         self.update_offer(now);
     }
 
@@ -115,7 +116,11 @@ impl Engine {
         for survey in self.prober.surveys_mut() {
             survey.handle_pong(nonce);
         }
+        if let Some(measurement) = self.measurement_of_lifetime() {
+            measurement.handle_pong(now, nonce);
+        }
         self.service_prober(now);
+        self.service_lifetime(now);
     }
 
     /// A STUN message; only what answers a request of ours is of any use.
@@ -133,6 +138,7 @@ impl Engine {
             Ok(stun::Message::Response { txn, mapped }) => {
                 let mut surveys = self.prober.surveys_mut().iter_mut();
                 surveys.any(|survey| survey.handle_response(now, remote, &txn, mapped))
+                    || self.lifetime_measured(now, socket, remote, &txn, mapped)
                     || self.attempt_measured(now, remote, &txn, mapped)
             }
             Ok(stun::Message::Request { txn, .. }) => {

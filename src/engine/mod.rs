@@ -17,6 +17,7 @@ mod api;
 mod control;
 mod explain;
 mod lan;
+mod lifetime;
 mod measuring;
 mod metrics;
 mod opening;
@@ -44,6 +45,7 @@ pub use explain::{AttemptReport, Explanation, Outcomes, Strategy, Traversal};
 pub use metrics::{Metrics, NetworkMetrics, PeerMetrics, RelayMetrics};
 pub use setup::SetupError;
 
+use self::lifetime::Lifetimes;
 use self::metrics::PathChanges;
 use self::punching::Attempt;
 use self::spares::Spares;
@@ -113,6 +115,7 @@ pub struct Engine {
     /// Bounds ICMP messages to this host's applications.
     too_big: Bucket,
     prober: Prober,
+    lifetimes: Lifetimes,
     spares: Spares,
     /// The attempt to get through a hard NAT that is under way: one for all peers.
     attempt: Option<Box<Attempt>>,
@@ -153,6 +156,7 @@ impl Engine {
             link_mtu: 0,
             too_big: Bucket::default(),
             prober: Prober::new(now),
+            lifetimes: Lifetimes::default(),
             spares: Spares::default(),
             attempt: None,
             ledger: Ledger::default(),
@@ -180,7 +184,8 @@ impl Engine {
         let prober = (!self.relays.is_empty()).then(|| self.prober.deadline());
         let mapper = self.port_mapper.deadline();
         let lan = self.lan.deadline();
-        [peer, relay, prober, mapper, lan]
+        let lifetime = self.lifetimes.deadline();
+        [peer, relay, prober, mapper, lan, lifetime]
             .into_iter()
             .flatten()
             .min()
@@ -198,6 +203,7 @@ impl Engine {
         }
         self.service_relays(now);
         self.service_prober(now);
+        self.service_lifetime(now);
         self.service_port_mapper(now);
         self.service_lan(now);
         // A peer's service may arm it again for now; each gets one turn, so this ends.

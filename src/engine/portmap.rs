@@ -10,6 +10,8 @@ impl Engine {
     /// Tells the default gateways, at most one for each address family; after [`Self::set_local_addresses`], and also
     /// after every network change.
     pub fn set_gateways(&mut self, now: Instant, gateways: &[Gateway]) {
+        let v4 = gateways.iter().map(|gateway| gateway.address);
+        self.lifetimes.gateway = v4.clone().find(IpAddr::is_ipv4);
         self.port_mapper
             .set_gateways(now, gateways, self.ports, &mut self.rng);
         self.settle_port_mapper(now);

@@ -384,6 +384,10 @@ impl Engine {
                     let dial = RelayAction::Dial { network, url };
                     self.outputs.push_back(Output::Relay(handle, dial));
                 }
+                Due::Keep => {
+                    let nonce = self.rng.u64();
+                    self.tell_relay(now, handle, ClientMessage::Ping { nonce });
+                }
                 Due::GiveUp => self.hang_up(now, handle),
             }
         }

@@ -55,6 +55,7 @@ impl Engine {
 
     fn network_changed(&mut self, now: Instant) {
         self.reset_prober(now);
+        self.forget_lifetime(now);
         self.abandon_attempt(now);
         self.lan.network_changed(now, &mut self.rng);
         let handles: Vec<RelayHandle> = self.relays.keys().copied().collect();

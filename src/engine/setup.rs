@@ -11,6 +11,7 @@ use super::{
 };
 use crate::identity::{RelayUrl, overlay_address};
 use crate::limits;
+use crate::nat::lifetime::Lifetime;
 use crate::peer::{Peer, PeerIndex, prefixes};
 use crate::relay::client::RelayClient;
 use crate::routing::RoutingTable;
@@ -196,7 +197,8 @@ impl Engine {
         let entry = self.peers.vacant_entry();
         // Bounded by MAX_NETWORKS * MAX_PEERS = 2^20, see `check`.
         let peer_index = PeerIndex(u32::try_from(entry.key()).unwrap_or(u32::MAX));
-        entry.insert(Peer::new(peer_index, index, &id, setup));
+        let peer = entry.insert(Peer::new(peer_index, index, &id, setup));
+        peer.paths.set_lifetime(self.lifetimes.here());
         self.link_peer(peer_index);
     }
 
@@ -248,8 +250,9 @@ impl Engine {
     fn add_relay(&mut self, now: Instant, network: NetworkIndex, url: RelayUrl) {
         let handle = RelayHandle(self.next_relay);
         self.next_relay = self.next_relay.wrapping_add(1);
-        self.relays
-            .insert(handle, RelayClient::new(handle, network, url, now));
+        let mut relay = RelayClient::new(handle, network, url, now);
+        relay.set_keepalive(now, self.lifetimes.here().map(Lifetime::keepalive));
+        self.relays.insert(handle, relay);
         if let Some(network) = self.networks.get_mut(&network) {
             network.relays.push(handle);
         }

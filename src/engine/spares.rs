@@ -14,6 +14,8 @@ use crate::time::Instant;
 pub(super) enum Owner {
     /// The measurement of the NAT.
     Survey,
+    /// The measurement of how long the NAT remembers.
+    Lifetime,
     /// The attempt that is under way.
     Attempt,
     /// A path of this peer, which was won with it.
@@ -87,6 +89,7 @@ impl Engine {
         }
         match owner {
             Some(Owner::Survey) => self.survey_opened(now, socket, port),
+            Some(Owner::Lifetime) => self.lifetime_opened(now, socket, port),
             Some(Owner::Attempt) => self.attempt_opened(now, socket, port),
             Some(Owner::Peer(_)) | None => {}
         }

@@ -6,6 +6,7 @@ use super::{
     Drops, Engine, Event, NetcheckReport, Network, NetworkIndex, NetworkStatus, PeerStatus,
     RelayReport,
 };
+use crate::nat::lifetime::Lifetime;
 use crate::peer::Peer;
 use crate::time::Instant;
 
@@ -132,6 +133,7 @@ impl Engine {
             ipv6: reflexive.iter().find(|address| address.is_ipv6()).copied(),
             profile: self.nat_profile(),
             addresses: self.outside(),
+            mapping_lifetime: self.lifetimes.here().map(Lifetime::at_least),
             ipv6_translated: self.prober.findings_v6().translated,
             ipv6_filtering: self.prober.findings_v6().profile.filtering,
             port_mapping: self.port_mapper.offers().into_iter().collect(),

@@ -3,12 +3,13 @@
 //! Terms are RFC 4787's. [`profile`] asks the relays where we are seen, [`survey`] how the NAT behaves, from sockets that
 //! are used for nothing else. [`punch`] schedules the simultaneous opening, [`strategy`] says what is left to do where that
 //! cannot work, [`salvo`] is how that is done, [`ledger`] keeps it within bounds, and [`hairpins`]
-//! remembers which NATs can be passed twice. [`portmap`]
-//! asks the router for a way in.
+//! remembers which NATs can be passed twice. [`lifetime`] finds out how long mappings live, [`portmap`] asks the router for
+//! a way in.
 
 mod allocation;
 pub(crate) mod hairpins;
 pub(crate) mod ledger;
+pub(crate) mod lifetime;
 pub mod portmap;
 pub(crate) mod profile;
 pub(crate) mod punch;

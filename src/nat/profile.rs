@@ -169,6 +169,12 @@ impl Prober {
         (Vec::new(), Progress::Round)
     }
 
+    /// Who can tell how long the NAT remembers, with its round trip time: the nearest over IPv4.
+    pub(crate) fn lifetime_server(&self) -> Option<(StunServer, Duration)> {
+        let plan = self.survey_plan(true)?;
+        Some((plan.server, plan.rtt))
+    }
+
     /// Whom the surveys after a round ask, one for each address family that a relay answered in.
     pub(crate) fn survey_plans(&self, now: Instant) -> Vec<Plan> {
         if !self.surveys.is_empty() || self.next <= now {

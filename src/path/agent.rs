@@ -10,6 +10,7 @@ use super::scoring::{self, is_better};
 use super::{KEEPALIVE, Path, PathKey, Place, Route, SHORT_KEEPALIVE};
 use crate::engine::{PathKind, SocketId};
 use crate::limits;
+use crate::nat::lifetime::Lifetime;
 use crate::rng::Random;
 use crate::time::Instant;
 use crate::wire::control::Received;
@@ -65,6 +66,8 @@ pub(crate) struct PathSet {
     pub(crate) copies: Option<Copies>,
     /// An idle path was lost: its NAT forgets soon.
     short_lived: bool,
+    /// What is known of the NAT before us.
+    lifetime: Option<Lifetime>,
 }
 
 impl PathSet {
@@ -97,7 +100,9 @@ impl PathSet {
                 self.paths.remove(oldest);
             }
             let id = self.free_id();
-            self.paths.push(Path::new(key, id, now));
+            let mut path = Path::new(key, id, now);
+            path.set_lifetime(self.lifetime);
+            self.paths.push(path);
             self.share_distrust(key, now);
         }
         self.get_mut(key)
@@ -373,14 +378,25 @@ impl PathSet {
         using.probes && (using.active || !self.has_relay() || self.current.is_some_and(costly))
     }
 
-    fn place(&self, key: PathKey, keeps_alive: bool) -> Place {
-        let interval = if self.short_lived {
-            SHORT_KEEPALIVE
-        } else {
-            KEEPALIVE
+    /// It is known now what the NAT before us does, or not any more.
+    pub(crate) fn set_lifetime(&mut self, lifetime: Option<Lifetime>) {
+        self.lifetime = lifetime;
+        for path in &mut self.paths {
+            path.set_lifetime(lifetime);
+        }
+    }
+
+    fn place(&self, path: &Path, keeps_alive: bool) -> Place {
+        let lifetime = self.lifetime.filter(|_| path.is_mapped());
+        let measured = lifetime.map(Lifetime::keepalive);
+        let interval = match measured {
+            // It may be the peer's NAT.
+            _ if self.short_lived => SHORT_KEEPALIVE,
+            Some(measured) => measured,
+            None => KEEPALIVE,
         };
         Place {
-            current: self.current == Some(key),
+            current: self.current == Some(path.key),
             keepalive: keeps_alive.then_some(interval),
             data: self.current().and_then(|path| path.out.last_sent()),
         }
@@ -389,7 +405,7 @@ impl PathSet {
     /// When the path is to be probed next, if it is to be probed at all.
     fn probe_due(&self, path: &Path, using: Use) -> Option<Instant> {
         let keepalive = self.keeps_alive(using);
-        let place = self.place(path.key, keepalive);
+        let place = self.place(path, keepalive);
         if !using.probes || !(using.active || keepalive && place.current) {
             return None;
         }

@@ -19,6 +19,7 @@ use self::mtu::{MtuBounds, MtuProbe, PathMtu};
 use self::reason::PathReason;
 use crate::engine::{PathKind, RelayHandle, SocketId};
 use crate::limits;
+use crate::nat::lifetime::Lifetime;
 use crate::rng::Random;
 use crate::time::Instant;
 use crate::wire::control::Received;
@@ -74,6 +75,8 @@ pub(crate) struct Path {
     pub(crate) key: PathKey,
     /// Our number of it, which our probes carry; never 0.
     pub(crate) id: u8,
+    /// How long it is trusted after it was proven, in seconds.
+    trust: u8,
     /// For a relay path, once the relay has opened a channel.
     channel: Option<(SocketAddr, u32)>,
     channel_asked: Option<Instant>,
@@ -107,12 +110,12 @@ pub(crate) struct Path {
 
 /// Without an answer for this long a direct path is not trusted with data: a NAT may have forgotten it, and the first
 /// packet after a pause is worth the relay's detour. Two keepalives of 15 s fit, and the shortest common mapping
-/// lifetime is 30 s.
-pub(crate) const TRUST: Duration = Duration::from_secs(32);
+/// lifetime is 30 s. In seconds; where it was measured how long the NAT remembers, as long as that.
+const TRUST: u8 = 32;
 /// Interval of probes on the path in use: well below the 30 s after which common NATs forget a mapping.
-pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE: Duration = Duration::from_secs(15);
 /// And after a path was lost while it was idle: some NATs forget in 10 s.
-pub(crate) const SHORT_KEEPALIVE: Duration = Duration::from_secs(8);
+const SHORT_KEEPALIVE: Duration = Duration::from_secs(8);
 /// A path that carries data is measured this often, and those that could take its place less often.
 const MEASURE_CURRENT: Duration = Duration::from_secs(5);
 const MEASURE_OTHERS: Duration = Duration::from_secs(15);
@@ -146,6 +149,7 @@ impl Path {
         Self {
             key,
             id,
+            trust: TRUST,
             channel: None,
             channel_asked: None,
             rtt: None,
@@ -166,6 +170,19 @@ impl Path {
             mtu: PathMtu::default(),
             created: now,
         }
+    }
+
+    /// What is known of the NAT before us, which a direct path over IPv4 leads through.
+    fn set_lifetime(&mut self, lifetime: Option<Lifetime>) {
+        let seconds = lifetime.filter(|_| self.is_mapped()).map(Lifetime::trust);
+        self.trust = seconds.map_or(TRUST, |time| {
+            u8::try_from(time.as_secs()).unwrap_or(u8::MAX)
+        });
+    }
+
+    /// A NAT between us keeps a mapping for it, as far as is known.
+    fn is_mapped(&self) -> bool {
+        matches!(self.key, PathKey::Direct(_, remote) if remote.is_ipv4())
     }
 
     /// Where to send, if the path can carry anything at all.
@@ -237,7 +254,8 @@ impl Path {
     }
 
     pub(crate) fn is_proven(&self, now: Instant) -> bool {
-        self.proven.is_some_and(|at| now.since(at) < TRUST)
+        let trust = Duration::from_secs(self.trust.into());
+        self.proven.is_some_and(|at| now.since(at) < trust)
     }
 
     pub(crate) fn rtt(&self) -> Option<Duration> {

@@ -36,6 +36,8 @@ const URGENT: Duration = Duration::from_secs(150);
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(700);
 /// Round trip time to a relay that was never measured.
 const DEFAULT_RTT: Duration = Duration::from_millis(250);
+/// How often QUIC talks to a relay by itself.
+const QUIC_KEEPALIVE: Duration = Duration::from_secs(15);
 /// Shortest time between two such questions.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
 /// What was said just before the network changed is lost, and the control stream waits until it has been said again: so
@@ -56,6 +58,8 @@ enum State {
 pub(crate) enum Due {
     Nothing,
     Dial,
+    /// Say something, so that NATs remember us.
+    Keep,
     /// Hang up: it did not answer.
     GiveUp,
 }
@@ -84,6 +88,10 @@ pub(crate) struct RelayClient {
     took: Option<Duration>,
     /// When it was last there.
     lost: Option<Instant>,
+    /// How often it is to be talked to so that NATs keep our mapping, if that is known.
+    keepalive: Option<Duration>,
+    /// When it last was, for that reason.
+    kept: Instant,
 }
 
 impl RelayClient {
@@ -109,6 +117,8 @@ impl RelayClient {
             dialled: None,
             took: None,
             lost: None,
+            keepalive: None,
+            kept: now,
         }
     }
 
@@ -145,8 +155,25 @@ impl RelayClient {
             State::Waiting { until } => Some(until),
             State::Dialling { since } => Some(since + self.patience(since, DIAL_TIMEOUT)),
             State::Greeting { since, .. } => Some(since + self.patience(since, GREETING_TIMEOUT)),
-            State::Ready { .. } => self.answer_until,
+            State::Ready { .. } => [self.answer_until, self.keep_at()]
+                .into_iter()
+                .flatten()
+                .min(),
         }
+    }
+
+    /// How often NATs want to see something, from now on.
+    pub(crate) fn set_keepalive(&mut self, now: Instant, keepalive: Option<Duration>) {
+        self.keepalive = keepalive;
+        self.kept = now;
+    }
+
+    /// When it has to be talked to lest a NAT forget us.
+    fn keep_at(&self) -> Option<Instant> {
+        let often = self
+            .keepalive
+            .filter(|keepalive| *keepalive < QUIC_KEEPALIVE)?;
+        Some(self.kept + often)
     }
 
     /// How long a step of a dial may take: little for a relay that was there a moment ago.
@@ -200,6 +227,10 @@ impl RelayClient {
                 self.dialled = Some(now);
                 Due::Dial
             }
+            State::Ready { .. } if self.answer_until.is_none_or(|until| now < until) => {
+                self.kept = now;
+                Due::Keep
+            }
             _ => {
                 self.closed(now, "it does not answer".to_owned(), wanted, rng);
                 Due::GiveUp
@@ -245,6 +276,7 @@ impl RelayClient {
             return false;
         };
         self.state = State::Ready { remote };
+        self.kept = now;
         self.took = self.dialled.map(|since| now.since(since));
         self.lost = None;
         self.failures = 0;

@@ -1,8 +1,8 @@
 //! `make bench-heal`: how long connections stand still when something below them breaks.
 //!
-//! `mesh-bench-heal [WORD]… [--runs N] [--slow-runs N] [--jobs N] [--write]`: the rows whose names hold a word, or all; 20
-//! runs of each, unless given, and of those that take most of a minute and more, as many as of the others or fewer; several at
-//! once, each in namespaces of its own. The real programs, pings every 10 ms and a TCP stream all along. Each row is run
+//! `mesh-bench-heal [WORD]… [--runs N] [--slow-runs N] [--alone-runs N] [--jobs N] [--write]`: the rows whose names hold a
+//! word, or all; 20 runs of each, unless given, or another number of those that take more than a minute, and of those that
+//! need the machine for themselves; several of the others at once, each in namespaces of its own. The real programs, pings every 10 ms and a TCP stream all along. Each row is run
 //! without delay and with 30 ms one way between sites. The exit code tells whether all runs kept their limits.
 
 mod cases;
@@ -20,8 +20,7 @@ use mesh_tests::lab::Lab;
 use cases::{CASES, Case, Pace, Run};
 use report::Report;
 
-const USAGE: &str =
-    "usage: mesh-bench-heal [WORD]… [--runs N] [--slow-runs N] [--jobs N] [--write]";
+const USAGE: &str = "usage: mesh-bench-heal [WORD]… [--runs N] [--slow-runs N] [--alone-runs N] [--jobs N] [--write]";
 const RUNS: usize = 20;
 /// Runs at once: they wait most of the time.
 const JOBS: usize = 3;
@@ -32,6 +31,7 @@ struct Arguments {
     words: Vec<String>,
     runs: usize,
     slow_runs: Option<usize>,
+    alone_runs: Option<usize>,
     jobs: usize,
     write: bool,
 }
@@ -83,6 +83,7 @@ fn arguments() -> Result<Arguments> {
         words: Vec::new(),
         runs: RUNS,
         slow_runs: None,
+        alone_runs: None,
         jobs: JOBS,
         write: false,
     };
@@ -96,6 +97,7 @@ fn arguments() -> Result<Arguments> {
         match arg.as_str() {
             "--runs" => arguments.runs = number()?,
             "--slow-runs" => arguments.slow_runs = Some(number()?),
+            "--alone-runs" => arguments.alone_runs = Some(number()?),
             "--jobs" => arguments.jobs = number()?,
             "--write" => arguments.write = true,
             word if CASES.iter().any(|case| case.name.contains(word)) => arguments.words.push(arg),
@@ -115,7 +117,8 @@ fn tasks(arguments: &Arguments) -> Vec<Task> {
     for case in CASES.iter().filter(wanted) {
         let runs = match case.pace {
             Pace::Short => arguments.runs,
-            Pace::Slow | Pace::Alone => arguments.slow_runs.unwrap_or(arguments.runs),
+            Pace::Slow => arguments.slow_runs.unwrap_or(arguments.runs),
+            Pace::Alone => arguments.alone_runs.unwrap_or(arguments.runs),
         };
         for delay in DELAYS {
             tasks.extend((0..runs).map(|number| Task {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::lab::{
-    Allocation, Behaviour, Dependence, Internet, Lab, Nat, Node, Relay, Router, TwoNats, WanInput,
-    scenario, within,
+    Allocation, Behaviour, Dependence, Internet, Lab, Nat, Node, Pool, Relay, Router, TwoNats,
+    WanInput, scenario, within,
 };
 
 use super::{Pair, SOON};
@@ -93,6 +93,29 @@ fn a_symmetric_nat_that_counts_and_takes_unexpected_packets_for_its_own_ends_dir
         let mut net = TwoNats::with_inputs((Nat::Masquerade, WanInput::Drop), accepting)?;
         net.internet.delay(Duration::from_millis(20))?;
         ends_direct(&Pair::on(lab, net)?, FORETOLD)
+    });
+}
+
+#[test]
+fn a_nat_that_gives_each_socket_another_address_ends_direct_and_is_explained_where_it_cannot() {
+    use Dependence::AddressAndPort;
+    scenario(|lab| {
+        let by_socket = Nat::Pooled(Pool::BySocket);
+        behind(lab, Nat::Masquerade, by_socket, SOON)?;
+        behind(lab, by_socket, SEQUENTIAL, FORETOLD)?;
+        let symmetric = Behaviour::new(AddressAndPort, AddressAndPort, Allocation::Random);
+        let pair = Pair::behind(lab, Nat::Pooled(Pool::Any), Nat::Modelled(symmetric))?;
+        pair.settle("relay")?;
+        // Once both NATs have been measured.
+        let reason = "this host's NAT gives each mapping any of several addresses";
+        within("the reason to be told", SOON, || {
+            let explained = pair.a.explain("b")?;
+            let told = explained["summary"]
+                .as_str()
+                .is_some_and(|text| text.contains(reason));
+            Ok(told && explained["own_nat"]["pooling"] == "arbitrary")
+        })?;
+        Ok(())
     });
 }
 

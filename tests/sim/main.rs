@@ -15,6 +15,7 @@ mod hard_nats;
 mod healing;
 mod impairments;
 mod lan;
+mod lifetimes;
 mod liveness;
 mod mappings;
 mod matrix;

@@ -31,6 +31,13 @@ pub(crate) fn netcheck(found: &Netcheck) -> String {
         found.mapping,
         found.filtering,
     );
+    if let Some(seconds) = found.mapping_lifetime_s {
+        let lifetime = match seconds {
+            0 => "less than 9 s".to_owned(),
+            seconds => format!("at least {seconds} s"),
+        };
+        text.push_str(&format!("Lifetime:   {lifetime} without a packet\n"));
+    }
     if found.pooling == Pooling::Arbitrary {
         let addresses: Vec<String> = found.addresses.iter().map(ToString::to_string).collect();
         text.push_str(&format!(
@@ -114,6 +121,7 @@ mod tests {
             delta: Some(1),
             pooling: Pooling::Paired,
             addresses: vec!["203.0.113.7".parse().unwrap()],
+            mapping_lifetime_s: None,
             ipv6_translated: None,
             ipv6_filtering: NatBehaviour::Unknown,
             hairpin: Some(false),
@@ -132,6 +140,8 @@ mod tests {
              Port maps:  pcp, upnp\n\
              Relays:\n  mesh://rrr@203.0.113.9:443  20.5 ms over udp\n  mesh://rrr@203.0.113.9:443  no answer\n"
         );
+        found.mapping_lifetime_s = Some(28);
+        assert!(netcheck(&found).contains("\nLifetime:   at least 28 s without a packet\n"));
         found.ipv6 = Some("[2001:db8::7]:41820".parse().unwrap());
         found.ipv6_translated = Some(false);
         found.ipv6_filtering = NatBehaviour::AddressDependent;

@@ -246,6 +246,7 @@ pub(super) fn netcheck(name: &str, report: &NetcheckReport) -> mesh_bus::Netchec
         ipv6_translated: report.ipv6_translated,
         ipv6_filtering: filtering(report.ipv6_filtering),
         hairpin: report.profile.hairpin,
+        mapping_lifetime_s: report.mapping_lifetime.map(|time| time.as_secs()),
         port_mapping: report
             .port_mapping
             .iter()

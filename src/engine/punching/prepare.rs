@@ -90,7 +90,7 @@ impl Engine {
             attempt.peer == index && !begun && polite
         });
         if gives_way {
-            self.forget_attempt(index);
+            self.leave_attempt(now, index);
         }
         let wanted = self
             .peer(index)
@@ -117,7 +117,7 @@ impl Engine {
                 && self.plan(index, attempt.index) == Some(attempt.plan)
         });
         if !agreed {
-            self.forget_attempt(index);
+            self.leave_attempt(now, index);
             self.put_off_plans(now, index);
             return;
         }
@@ -376,7 +376,7 @@ impl Engine {
         let Some(attempt) = &self.attempt else { return };
         let (index, round) = (attempt.peer, attempt.round);
         let declined = attempt.answering.is_some();
-        self.forget_attempt(index);
+        self.leave_attempt(now, index);
         if declined {
             self.send_call(now, index, round, true, None);
         }
@@ -449,7 +449,29 @@ impl Engine {
         self.service_spares(now, index);
     }
 
-    /// Ends an attempt that has become pointless, without a word.
+    /// Ends an attempt that has become pointless. What it has won nevertheless stays: data may be on its way there.
+    pub(super) fn leave_attempt(&mut self, now: Instant, index: PeerIndex) {
+        let Some(mut attempt) = self.attempt.take_if(|attempt| attempt.peer == index) else {
+            return;
+        };
+        for socket in &attempt.sockets {
+            self.spares.give(*socket, Owner::Peer(index));
+        }
+        for sample in std::mem::take(&mut attempt.samples) {
+            if !attempt.sockets.contains(&sample.socket) {
+                self.close_spare(sample.socket);
+            }
+        }
+        let tried = attempt.tried(Some(now), |socket| self.local_port(socket, true));
+        if let Some(peer) = self.peer_mut(index)
+            && tried.probes > 0
+        {
+            peer.punching.record.push(tried);
+        }
+        self.service_spares(now, index);
+    }
+
+    /// Ends the attempt for a peer that is no more.
     pub(in crate::engine) fn forget_attempt(&mut self, index: PeerIndex) {
         let Some(attempt) = self.attempt.take_if(|attempt| attempt.peer == index) else {
             return;
@@ -468,7 +490,7 @@ impl Engine {
     pub(in crate::engine) fn abandon_attempt(&mut self, now: Instant) {
         if let Some(attempt) = &self.attempt {
             let index = attempt.peer;
-            self.forget_attempt(index);
+            self.leave_attempt(now, index);
             self.arm(now, index, None);
         }
     }

@@ -32,7 +32,7 @@ impl Engine {
                 .peer(index)
                 .is_some_and(|peer| peer.paths.has_usable_direct(now));
             if opened && self.opened_plainly(now, index) {
-                self.forget_attempt(index);
+                self.leave_attempt(now, index);
                 return;
             }
             let Some(attempt) = &mut self.attempt else {

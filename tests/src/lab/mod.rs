@@ -29,7 +29,7 @@ pub use arrivals::{Arrival, Arrivals};
 pub use freezer::Freezer;
 pub use kernel::KernelWireGuard;
 pub use miniupnpd::{MiniUpnpd, Speaks};
-pub use nat::{Allocation, Behaviour, Dependence, Nat, WanInput};
+pub use nat::{Allocation, Behaviour, Dependence, Nat, Pool, WanInput};
 pub use netns::Namespace;
 pub use node::{Node, Output, PeerConfig, Settings, pong_path};
 pub use process::Program;

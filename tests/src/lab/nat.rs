@@ -61,8 +61,25 @@ pub enum Nat {
     RandomPorts,
     /// Linux `masquerade fully-random`: a symmetric NAT with random ports, address-and-port-dependent filtering.
     Symmetric,
+    /// Port-preserving, with two external addresses: `wan` and the one after it.
+    Pooled(Pool),
+    /// [`Self::Masquerade`], and the same for IPv6.
+    Masquerade66,
     /// Any other.
     Modelled(Behaviour),
+}
+
+/// Which of two external addresses a connection gets (RFC 4787, REQ-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pool {
+    /// All of a host the same (`snat … persistent`).
+    Paired,
+    /// All of one port of a host the same.
+    BySocket,
+    /// By the destination's address as well, as Linux does of itself.
+    ByDestination,
+    /// Any.
+    Any,
 }
 
 /// What a router answers to packets from outside that belong to nothing.
@@ -87,9 +104,43 @@ impl Nat {
                  oifname wan masquerade",
             ),
             Self::Symmetric => masquerade("masquerade fully-random"),
+            Self::Pooled(pool) => masquerade(&pool.rule(wan)),
+            Self::Masquerade66 => format!(
+                "{}
+                 table ip6 nat {{
+                   chain post {{ type nat hook postrouting priority srcnat;
+                     oifname wan masquerade
+                   }}
+                 }}",
+                masquerade("masquerade")
+            ),
             Self::Modelled(behaviour) => behaviour.rules(wan, lan),
         };
         format!("{translation}\n{}", firewall(input))
+    }
+}
+
+impl Nat {
+    /// The second outer address of a router whose first is `wan`, if it has one.
+    pub fn second_address(self, wan: Ipv4Addr) -> Option<Ipv4Addr> {
+        matches!(self, Self::Pooled(_)).then(|| following(wan))
+    }
+}
+
+fn following(wan: Ipv4Addr) -> Ipv4Addr {
+    Ipv4Addr::from_bits(wan.to_bits() + 1)
+}
+
+impl Pool {
+    fn rule(self, wan: Ipv4Addr) -> String {
+        let second = following(wan);
+        let either = format!("mod 2 map {{ 0 : {wan}, 1 : {second} }}");
+        match self {
+            Self::Paired => format!("snat to {wan}-{second} persistent"),
+            Self::BySocket => format!("snat to jhash ip saddr . udp sport {either}"),
+            Self::ByDestination => format!("snat to {wan}-{second}"),
+            Self::Any => format!("snat to numgen random {either}"),
+        }
     }
 }
 

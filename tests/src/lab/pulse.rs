@@ -63,6 +63,8 @@ impl Pulse {
         let (peer, _) = listener.accept()?;
         for stream in [&stream, &peer] {
             stream.set_read_timeout(Some(TICK))?;
+            // What the socket does not take yet is not waited for: the stream has stalled then.
+            stream.set_write_timeout(Some(TICK))?;
             stream.set_nodelay(true)?;
         }
         let receiver = client.try_clone()?;
@@ -104,8 +106,6 @@ impl Pulse {
                 answered.push(sent);
             }
         });
-        // What the socket does not take yet is not waited for: the stream has stalled then.
-        writer.set_write_timeout(Some(TICK))?;
         pulse.run(move |_| {
             let _ = writer.write(&[7; 500]);
             std::thread::sleep(INTERVAL);

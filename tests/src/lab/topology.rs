@@ -205,6 +205,9 @@ impl Router {
                 "addr add 2a00:a000:{site:x}:1::1/64 dev lan nodad"
             ))?;
         }
+        if let Some(second) = nat.second_address(self.wan) {
+            self.ns.ip(&format!("addr add {second}/24 dev wan"))?;
+        }
         let lan = format!("{}/24", self.at(0));
         self.ns.nft(&nat.rules(self.wan, &lan, input))
     }
