@@ -247,7 +247,7 @@ pub struct Netcheck {
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
     /// Seconds for which the NAT keeps a mapping that nobody uses, at least; 0 if that is less than 9. `null` if it was
-    /// not measured yet, which takes two minutes.
+    /// not measured yet, which takes three minutes.
     #[serde(default)]
     pub mapping_lifetime_s: Option<u64>,
     /// Whether IPv6 addresses are translated; `null` if no relay was reached over IPv6.

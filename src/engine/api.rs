@@ -364,7 +364,7 @@ pub struct NetcheckReport {
     pub profile: NatProfile,
     /// Its external IPv4 addresses that were seen.
     pub addresses: Vec<IpAddr>,
-    /// How long it keeps a mapping that nobody uses, at least; zero if that is below 9 s. Measured within two minutes.
+    /// How long it keeps a mapping that nobody uses, at least; zero if that is below 9 s. Known after three minutes.
     pub mapping_lifetime: Option<Duration>,
     /// Whether our IPv6 address or port is translated, if that is known.
     pub ipv6_translated: Option<bool>,

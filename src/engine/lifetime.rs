@@ -14,6 +14,9 @@ use crate::wire::stun::TransactionId;
 
 /// How long what was measured holds: routers are replaced and reconfigured seldom.
 const VALID: Duration = Duration::from_secs(24 * 3600);
+/// How long after the NAT was surveyed: four mappings more are not to come between others that are counted, nor between
+/// the attempts to reach the first peers.
+const LATER: Duration = Duration::from_secs(60);
 /// When a measurement that came to nothing is made again: a relay may have restarted in the middle.
 const AGAIN: Duration = Duration::from_secs(3600);
 
@@ -26,6 +29,8 @@ pub(super) struct Lifetimes {
     /// The newest last; at most [`limits::LIFETIMES`].
     known: Vec<(Place, Instant, Option<Lifetime>)>,
     pub(super) gateway: Option<IpAddr>,
+    /// When a measurement is to begin.
+    due: Option<Instant>,
     running: Option<(Place, Measurement)>,
     /// What holds where we are now.
     here: Option<Lifetime>,
@@ -47,7 +52,10 @@ impl Lifetimes {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.running.as_ref()?.1.deadline()
+        match &self.running {
+            Some((_, measurement)) => measurement.deadline(),
+            None => self.due,
+        }
     }
 
     /// What is known of the NAT before us.
@@ -57,24 +65,31 @@ impl Lifetimes {
 }
 
 impl Engine {
-    /// It was found out how the NAT before us behaves: what its mappings live is known, or is found out now.
+    /// It was found out how the NAT before us behaves: what its mappings live is known, or is found out later.
     pub(super) fn learn_lifetime(&mut self, now: Instant) {
-        let Some((server, rtt)) = self.prober.lifetime_server() else {
-            return;
-        };
-        let Some(public) = server.observed else {
-            return;
-        };
         // Whoever lets in what nobody has asked for has nothing to forget.
         let findings = self.prober.findings();
         let open = findings.profile.filtering == Filtering::EndpointIndependent;
         if self.lifetimes.running.is_some() || findings.translated == Some(false) && open {
             return;
         }
-        let place = (self.lifetimes.gateway, public);
-        if let Some(found) = self.lifetimes.find(place, now) {
-            return self.apply_lifetime(now, found);
+        match self.place().map(|place| self.lifetimes.find(place, now)) {
+            Some(Some(found)) => self.apply_lifetime(now, found),
+            Some(None) => _ = self.lifetimes.due.get_or_insert(now + LATER),
+            None => {}
         }
+    }
+
+    fn place(&self) -> Option<Place> {
+        let (server, _) = self.prober.lifetime_server()?;
+        Some((self.lifetimes.gateway, server.observed?))
+    }
+
+    fn measure_lifetime(&mut self, now: Instant) {
+        let Some(place) = self.place() else { return };
+        let Some((server, rtt)) = self.prober.lifetime_server() else {
+            return;
+        };
         let sockets = self.open_spares(Owner::Lifetime, SocketAction::Open, STEPS.len());
         if sockets.is_empty() {
             return;
@@ -84,6 +99,12 @@ impl Engine {
     }
 
     pub(super) fn service_lifetime(&mut self, now: Instant) {
+        if self.lifetimes.due.take_if(|due| *due <= now).is_some() {
+            match self.attempt {
+                Some(_) => self.lifetimes.due = Some(now + LATER),
+                None => self.measure_lifetime(now),
+            }
+        }
         let Some((place, measurement)) = &mut self.lifetimes.running else {
             return;
         };
@@ -130,6 +151,7 @@ impl Engine {
 
     /// The network changed: what was found out holds elsewhere.
     pub(super) fn forget_lifetime(&mut self, now: Instant) {
+        self.lifetimes.due = None;
         self.abandon_lifetime();
         self.apply_lifetime(now, None);
     }

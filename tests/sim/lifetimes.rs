@@ -20,7 +20,7 @@ fn lifetime(sim: &mut Sim, host: HostId, token: u64) -> Option<Duration> {
 }
 
 #[test]
-fn it_is_learned_within_two_minutes_how_long_the_nat_remembers() {
+fn it_is_learned_in_three_minutes_how_long_the_nat_remembers() {
     for_seeds(0..4, |seed| {
         for (forgets, found) in [(8, 0), (10, 9), (30, 28), (60, 58), (120, 116), (300, 116)] {
             let mut sim = Sim::new(seed);
@@ -30,7 +30,7 @@ fn it_is_learned_within_two_minutes_how_long_the_nat_remembers() {
             sim.network(&[host], &[relay]);
             sim.run_for(secs(5));
             assert_eq!(lifetime(&mut sim, host, 1), None);
-            sim.run_for(secs(125));
+            sim.run_for(secs(185));
             let known = Some(secs(found));
             assert_eq!(lifetime(&mut sim, host, 2), known, "after {forgets} s");
             assert_eq!(sim.host(host).spares(), 0);
@@ -91,7 +91,7 @@ fn a_relay_reaches_a_silent_host_behind_a_nat_that_forgets_in_ten_seconds() {
             crate::common::hard(),
         );
         // What it takes to learn that.
-        sim.run_for(secs(40));
+        sim.run_for(secs(100));
         for pause in [3, 9, 14, 25, 37] {
             sim.run_for(secs(pause));
             sim.ping(pair.b, pair.a, pause, ms(900));
