@@ -135,12 +135,17 @@ fn two_customers_of_a_carrier_that_hairpins_end_direct_and_others_stay_on_the_re
 #[test]
 fn a_way_round_by_the_outside_that_has_worked_is_tried_at_once_the_next_time() {
     for_seeds(0..5, |seed| {
+        let forgets = secs(30);
         let carrier = NatConfig::new(Mapping::Eim, Filtering::Eif).hairpin();
+        let home = RouterConfig::nat(NatConfig::home().lifetime(forgets));
         let mut sim = Sim::new(seed);
         let relay = sim.add_relay(LinkConfig::access());
-        let outer = sim.router(RouterConfig::nat(carrier), LinkConfig::access());
+        let outer = sim.router(
+            RouterConfig::nat(carrier.lifetime(forgets)),
+            LinkConfig::access(),
+        );
         let mut customer = |name| {
-            let router = sim.router_behind(outer, RouterConfig::nat(NatConfig::home()));
+            let router = sim.router_behind(outer, home);
             sim.host_behind(router, name)
         };
         let (a, b) = (customer("a"), customer("b"));
