@@ -413,6 +413,7 @@ mod tests {
             "network": "home", "udp": true, "ipv4": "203.0.113.7:41820", "ipv6": null,
             "mapping": "endpoint-independent", "filtering": "address-and-port-dependent",
             "port_allocation": "sequential", "delta": -1, "hairpin": false,
+            "mapping_lifetime_s": 28,
             "pooling": "arbitrary", "addresses": ["203.0.113.7", "203.0.113.8"],
             "ipv6_translated": false, "ipv6_filtering": "address-and-port-dependent",
             "port_mapping": ["pcp", "nat-pmp", "upnp"],

@@ -200,6 +200,13 @@ pub enum Event {
         /// Largest inner packet, in bytes. Until the first such event it is [`crate::limits::INNER_MTU`].
         mtu: u16,
     },
+    /// It was measured how long the NAT before this host keeps a mapping that nobody uses.
+    MappingLifetime {
+        /// At least so long.
+        at_least: Duration,
+        /// How often idle paths are used from now on.
+        keepalive: Duration,
+    },
     /// The health lines of a network changed.
     HealthChanged {
         /// Which network.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::spares::Owner;
-use super::{Engine, SocketAction, SocketId};
+use super::{Engine, Event, SocketAction, SocketId};
 use crate::limits;
 use crate::nat::Filtering;
 use crate::nat::lifetime::{Lifetime, Measurement, STEPS};
@@ -115,6 +115,12 @@ impl Engine {
         if let Some(found) = outcome {
             self.abandon_lifetime();
             self.lifetimes.note(place, now, found);
+            if let Some(found) = found {
+                self.emit(Event::MappingLifetime {
+                    at_least: found.at_least(),
+                    keepalive: found.keepalive(),
+                });
+            }
             self.apply_lifetime(now, found);
         }
     }

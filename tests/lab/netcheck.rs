@@ -14,6 +14,8 @@ use super::SOON;
 
 /// One way of the line that netcheck has to be done within a second on.
 const ONE_WAY: Duration = Duration::from_millis(30);
+/// Until it is known how long a NAT remembers: a minute of patience, and half a minute of silence.
+const LEARNED: Duration = Duration::from_secs(120);
 /// See [`ONE_WAY`].
 const LIMIT: Duration = Duration::from_secs(1);
 
@@ -76,6 +78,30 @@ fn netcheck_takes_less_than_a_second_on_a_line_of_30_ms_one_way() {
                 ensure!(report["port_allocation"] == ports, "{name}: {report}");
             }
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn how_long_a_nat_remembers_is_measured_with_real_packets() {
+    scenario(|lab| {
+        let mut internet = Internet::new(false)?;
+        let (relay, address) = internet.host("relay")?;
+        let relay = Relay::start(lab, &relay, address)?;
+        let mut router = internet.router("forgetful", Nat::Masquerade, WanInput::Drop)?;
+        for timeout in ["udp_timeout", "udp_timeout_stream"] {
+            let key = format!("net.netfilter.nf_conntrack_{timeout}");
+            router.ns.sysctl(&key, "15")?;
+        }
+        let host = router.host("a")?.0;
+        let mut node = node(lab, &host, "a", &[&relay])?;
+        // It begins a minute after the NAT was surveyed.
+        let told = "the NAT before this host remembers for 9 s at least; keepalives go every 8 s";
+        node.program().wait_log(told, LEARNED)?;
+        let (report, _) = netcheck(&node)?;
+        ensure!(report["mapping_lifetime_s"] == 9, "{report}");
+        let text = node.ctl_ok(&["netcheck"])?;
+        ensure!(text.contains("at least 9 s without a packet"), "{text}");
         Ok(())
     });
 }

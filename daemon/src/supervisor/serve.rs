@@ -127,7 +127,7 @@ impl Supervisor {
                 reason,
             } => {
                 let way = path.as_ref().map_or("unreachable".to_owned(), describe);
-                tracing::debug!("{name} is now {way}: {reason}");
+                tracing::info!("{name} is now {way}: {reason}");
                 self.name_of(network).map(|network| Notice::PeerChanged {
                     network,
                     peer: names::key_text(&peer),
@@ -136,6 +136,17 @@ impl Supervisor {
             Event::HealthChanged { network } => self
                 .name_of(network)
                 .map(|network| Notice::Health { network }),
+            Event::MappingLifetime {
+                at_least,
+                keepalive,
+            } => {
+                tracing::debug!(
+                    "the NAT before this host remembers for {} s at least; keepalives go every {:.0} s",
+                    at_least.as_secs(),
+                    keepalive.as_secs_f64()
+                );
+                None
+            }
             // Answers go to who asked, and MTUs have a way of their own.
             Event::Pong { .. } | Event::Netcheck { .. } | Event::MtuChanged { .. } => None,
         };
