@@ -26,8 +26,9 @@ use super::{Netlink, NetlinkError, hosts};
 /// Shortest time between two looks at the host: after the first one of a series, and doubled with each up to the second
 /// figure. A look that shows a change has every path probed.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(128));
-/// The kernel announces an address before it takes packets for it. A router that is asked for in between answers to nobody,
-/// and is asked again a second later: so a look for a new address lets the kernel go on first.
+/// The kernel announces an address before it takes packets for it, and a link before the switch at its other end, which may
+/// be a bridge of its own, forwards anything. A router that is asked for in between answers to nobody, and is asked again a
+/// second later: so a look for something new lets others go on first.
 const SETTLE: Duration = Duration::from_millis(3);
 /// A series is over when nothing was looked at for this long.
 const CALM: Duration = Duration::from_secs(1);
@@ -107,7 +108,7 @@ pub struct Monitor {
     /// A look is owed, whether or not anything is announced.
     due: bool,
     pace: Pace,
-    /// An address was announced just now.
+    /// An address or a link was announced just now.
     unsettled: bool,
     buffer: Vec<u8>,
 }
@@ -142,7 +143,7 @@ impl Pace {
 enum Verdict {
     Nothing,
     Look,
-    /// There is a new address.
+    /// There is a new address, or a link that may be up since just now.
     Settle,
     /// Announcements were lost.
     Resync,
@@ -280,6 +281,7 @@ impl Monitor {
         match inner {
             _ if !relevant => Verdict::Nothing,
             RouteNetlinkMessage::NewAddress(_) => Verdict::Settle,
+            RouteNetlinkMessage::NewLink(link) if parse_link(link).running => Verdict::Settle,
             _ => Verdict::Look,
         }
     }
