@@ -28,8 +28,8 @@ use super::{Netlink, NetlinkError, hosts};
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(128));
 /// The kernel announces an address before it takes packets for it, and a link before the switch at its other end, which may
 /// be a bridge of its own, forwards anything. A router that is asked for in between answers to nobody, and is asked again a
-/// second later: so a look for something new lets others go on first.
-const SETTLE: Duration = Duration::from_millis(3);
+/// second later: so others are let go on first when there is something new.
+const SETTLE: Duration = Duration::from_millis(5);
 /// A series is over when nothing was looked at for this long.
 const CALM: Duration = Duration::from_secs(1);
 /// How often a look that failed is repeated.
@@ -108,8 +108,6 @@ pub struct Monitor {
     /// A look is owed, whether or not anything is announced.
     due: bool,
     pace: Pace,
-    /// An address or a link was announced just now.
-    unsettled: bool,
     buffer: Vec<u8>,
 }
 
@@ -143,8 +141,6 @@ impl Pace {
 enum Verdict {
     Nothing,
     Look,
-    /// There is a new address, or a link that may be up since just now.
-    Settle,
     /// Announcements were lost.
     Resync,
 }
@@ -168,7 +164,6 @@ impl Monitor {
             last: None,
             due: true,
             pace: Pace::default(),
-            unsettled: false,
             buffer: Vec::with_capacity(DATAGRAM),
         };
         // After subscribing: what changes in between is announced.
@@ -187,12 +182,8 @@ impl Monitor {
             // Only ever waits for the second and later looks of a series.
             self.pace.wait().await;
             self.drain().await;
-            if std::mem::take(&mut self.unsettled) {
-                tokio::time::sleep(SETTLE).await;
-                self.drain().await;
-            }
             self.pace.note(Instant::now());
-            match self.look().await {
+            match self.look_twice_if_new().await {
                 Ok(snapshot) => {
                     self.due = false;
                     if self.last.as_ref() != Some(&snapshot) {
@@ -242,7 +233,6 @@ impl Monitor {
         {
             tracing::warn!(%error, "lost track of the default routes");
         }
-        self.unsettled |= verdict >= Verdict::Settle;
         verdict != Verdict::Nothing
     }
 
@@ -278,11 +268,10 @@ impl Monitor {
                 .is_some_and(|key| self.defaults.remove(&key).is_some()),
             _ => false,
         };
-        match inner {
-            _ if !relevant => Verdict::Nothing,
-            RouteNetlinkMessage::NewAddress(_) => Verdict::Settle,
-            RouteNetlinkMessage::NewLink(link) if parse_link(link).running => Verdict::Settle,
-            _ => Verdict::Look,
+        if relevant {
+            Verdict::Look
+        } else {
+            Verdict::Nothing
         }
     }
 
@@ -307,6 +296,23 @@ impl Monitor {
             self.add_default(&route, false);
         }
         Ok(())
+    }
+
+    /// Looks, and once more a moment later if there is an address or a link that was not there before; see [`SETTLE`].
+    async fn look_twice_if_new(&mut self) -> Result<Snapshot, NetlinkError> {
+        let snapshot = self.look().await?;
+        let news = self.last.as_ref().is_some_and(|last| {
+            let known = &last.surroundings.addresses;
+            let mut addresses = snapshot.surroundings.addresses.iter();
+            addresses.any(|address| !known.contains(address))
+                || !snapshot.running.is_subset(&last.running)
+        });
+        if !news {
+            return Ok(snapshot);
+        }
+        tokio::time::sleep(SETTLE).await;
+        self.drain().await;
+        self.look().await
     }
 
     async fn look(&mut self) -> Result<Snapshot, NetlinkError> {
