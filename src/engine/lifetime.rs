@@ -9,6 +9,7 @@ use super::{Engine, Event, SocketAction, SocketId};
 use crate::limits;
 use crate::nat::Filtering;
 use crate::nat::lifetime::{Lifetime, Measurement, STEPS};
+use crate::nat::profile::StunServer;
 use crate::time::Instant;
 use crate::wire::stun::TransactionId;
 
@@ -73,21 +74,23 @@ impl Engine {
         if self.lifetimes.running.is_some() || findings.translated == Some(false) && open {
             return;
         }
-        match self.place().map(|place| self.lifetimes.find(place, now)) {
+        let known = self.lifetime_server();
+        match known.map(|(place, ..)| self.lifetimes.find(place, now)) {
             Some(Some(found)) => self.apply_lifetime(now, found),
             Some(None) => _ = self.lifetimes.due.get_or_insert(now + LATER),
             None => {}
         }
     }
 
-    fn place(&self) -> Option<Place> {
-        let (server, _) = self.prober.lifetime_server()?;
-        Some((self.lifetimes.gateway, server.observed?))
+    /// Where we are, and who measures it there, with its round trip time.
+    fn lifetime_server(&self) -> Option<(Place, StunServer, Duration)> {
+        let (server, rtt) = self.prober.lifetime_server()?;
+        let place = (self.lifetimes.gateway, server.observed?);
+        Some((place, server, rtt))
     }
 
     fn measure_lifetime(&mut self, now: Instant) {
-        let Some(place) = self.place() else { return };
-        let Some((server, rtt)) = self.prober.lifetime_server() else {
+        let Some((place, server, rtt)) = self.lifetime_server() else {
             return;
         };
         let sockets = self.open_spares(Owner::Lifetime, SocketAction::Open, STEPS.len());

@@ -87,7 +87,8 @@ enum State {
         external: SocketAddr,
         knocks: u32,
         txns: [TransactionId; 2],
-        nonce: u64,
+        /// By what its word is known, until that has come.
+        word: Option<u64>,
         end: Instant,
     },
     Alive,
@@ -232,13 +233,13 @@ impl Measurement {
                 external,
                 knocks,
                 end,
-                nonce,
+                word,
                 ..
-            } if now >= end => match (nonce, knocks) {
+            } if now >= end => match (word, knocks) {
                 // The relay has not even said that it sent anything.
-                (1.., _) => sleeper.state = State::Unknown,
-                (0, KNOCKS) => sleeper.state = State::Gone,
-                (0, _) => self.knock(at, external, knocks + 1, now, rng, out),
+                (Some(_), _) => sleeper.state = State::Unknown,
+                (None, KNOCKS) => sleeper.state = State::Gone,
+                (None, _) => self.knock(at, external, knocks + 1, now, rng, out),
             },
             _ => {}
         }
@@ -254,8 +255,7 @@ impl Measurement {
         out: &mut Vec<Request>,
     ) {
         let txns = [rng.bytes(), rng.bytes()];
-        // 0 is for one that was answered.
-        let nonce = rng.u64().max(1);
+        let nonce = rng.u64();
         let (relay, port) = (self.relay, external.port());
         out.extend(txns.map(|txn| Request::Knock { relay, port, txn }));
         out.push(Request::Ping { relay, nonce });
@@ -263,7 +263,7 @@ impl Measurement {
             external,
             knocks,
             txns,
-            nonce,
+            word: Some(nonce),
             end: now + WORD,
         };
     }
@@ -271,11 +271,10 @@ impl Measurement {
     /// The relay has answered a [`Request::Ping`]: what it was asked to send before that is under way.
     pub(crate) fn handle_pong(&mut self, now: Instant, answered: u64) {
         for sleeper in &mut self.sleepers {
-            if let State::Knocking { nonce, end, .. } = &mut sleeper.state
-                && *nonce == answered
-                && answered != 0
+            if let State::Knocking { word, end, .. } = &mut sleeper.state
+                && *word == Some(answered)
             {
-                *nonce = 0;
+                *word = None;
                 *end = now + self.rtt + PATIENCE;
             }
         }
