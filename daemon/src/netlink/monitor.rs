@@ -316,8 +316,10 @@ impl Monitor {
     }
 
     async fn look(&mut self) -> Result<Snapshot, NetlinkError> {
-        let links = self.netlink.links().await?;
+        // In this order: the kernel lists links only between two changes, so that what was seen of an address before is
+        // complete by then, its local route too.
         let addresses = self.netlink.addresses().await?;
+        let links = self.netlink.links().await?;
         self.ignored = indexes(&links, is_ignored);
         // The routes of an interface that is taken down vanish without an announcement.
         let up = indexes(&links, |link| link.up);
