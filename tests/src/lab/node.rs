@@ -506,24 +506,23 @@ impl Node {
             .take(16)
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        let output = self
-            .ns
-            .command("ping")
-            .args([
-                "-n",
-                "-i",
-                "0.05",
-                "-W",
-                "2",
-                "-p",
-                &pattern,
-                "-c",
-                &count.to_string(),
-            ])
+        let mut command = self.ns.command("ping");
+        command.args(["-n", "-i", "0.05", "-W", "2", "-p", &pattern]);
+        if count > 1 {
+            // Else it waits for the last answer no longer than for one ping to follow the other; so it sends more of them.
+            command.args(["-w", "5"]);
+        }
+        let output = command
+            .args(["-c", &count.to_string()])
             .arg(destination.into().to_string())
             .output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if !output.status.success() || !text.contains(" 0% packet loss") {
+        let answered = |number: u32| {
+            let number = format!(" icmp_seq={number} ");
+            let mut answers = text.lines().filter(|line| line.contains(" bytes from "));
+            answers.any(|line| line.contains(&number))
+        };
+        if !(1..=count).all(answered) {
             bail!(
                 "ping from {}: {text}{}",
                 self.name,
