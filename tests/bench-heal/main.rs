@@ -2,7 +2,7 @@
 //!
 //! `mesh-bench-heal [WORD]… [--runs N] [--slow-runs N] [--alone-runs N] [--jobs N] [--write]`: the rows whose names hold a
 //! word, or all; 20 runs of each, unless given, or another number of those that take more than a minute, and of those that
-//! need the machine for themselves; several of the others at once, each in namespaces of its own. The real programs, pings every 10 ms and a TCP stream all along. Each row is run
+//! need the machine for themselves (0 leaves them out); several of the others at once, each in namespaces of its own. The real programs, pings every 10 ms and a TCP stream all along. Each row is run
 //! without delay and with 30 ms one way between sites. The exit code tells whether all runs kept their limits.
 
 mod cases;
@@ -92,13 +92,13 @@ fn arguments() -> Result<Arguments> {
         let mut number = || -> Result<usize> {
             let number = args.next().and_then(|number| number.parse().ok());
             let number: usize = number.with_context(|| format!("{arg} needs a number"))?;
-            Ok(number.max(1))
+            Ok(number)
         };
         match arg.as_str() {
             "--runs" => arguments.runs = number()?,
             "--slow-runs" => arguments.slow_runs = Some(number()?),
             "--alone-runs" => arguments.alone_runs = Some(number()?),
-            "--jobs" => arguments.jobs = number()?,
+            "--jobs" => arguments.jobs = number()?.max(1),
             "--write" => arguments.write = true,
             word if CASES.iter().any(|case| case.name.contains(word)) => arguments.words.push(arg),
             word => bail!("no row's name holds {word:?}"),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::DELAYS;
 use super::cases::{CASES, Case, Figure};
 
 /// All runs of one row with one delay.
@@ -94,33 +95,46 @@ impl Report {
         text
     }
 
-    /// Writes `docs/healing.md`.
+    /// Writes `docs/healing.md`; rows that were not measured now stay as they are.
     pub(crate) fn write(&self) -> Result<()> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/healing.md");
+        let before = std::fs::read_to_string(&path).unwrap_or_default();
         let mut text = String::from(
             "# Paths that heal\n\n\
              How long pings through the tunnel (every 10 ms, there and back) were not answered after something broke (an answer \
              more than 50 ms later than the round trip by way of the relay counts as none), and how long it took until both \
              directions carried them directly again. A TCP stream ran all along and had to go on with the same connection. The real programs in network namespaces on one machine, behind NATs by nftables; \
              the delay is that of one way between any two sites, so that the round trip of the direct path is twice, and \
-             that by way of the relay four times as long. Written by `make bench-heal-docs`.\n\n",
+             that by way of the relay four times as long. Written by `make bench-heal-docs`, each row when it was last measured.\n\n",
         );
-        for (number, line) in std::iter::once(Line::head())
-            .chain(self.lines())
-            .enumerate()
-        {
-            let _ = writeln!(
-                text,
-                "| {} | {} | {} | {} | {} | {} | {} |",
-                line.name, line.delay, line.runs, line.median, line.worst, line.limit, line.verdict
-            );
-            if number == 0 {
-                let _ = writeln!(text, "|---|--:|--:|--:|--:|--:|---|");
+        let _ = writeln!(text, "{}", Line::head().row());
+        let _ = writeln!(text, "|---|--:|--:|--:|--:|--:|---|");
+        for case in &CASES {
+            for delay in DELAYS {
+                for row in self.rows_of(case, delay, &before) {
+                    let _ = writeln!(text, "{row}");
+                }
             }
         }
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/healing.md");
         std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         println!("wrote docs/healing.md");
         Ok(())
+    }
+
+    /// The page's rows for a case: as measured, or else as they were.
+    fn rows_of(&self, case: &'static Case, delay: Duration, before: &str) -> Vec<String> {
+        let measured = |row: &&Row| std::ptr::eq(row.case, case) && row.delay == delay;
+        if let Some(row) = self.0.iter().find(measured) {
+            return row.lines().iter().map(Line::row).collect();
+        }
+        let starts = case.figures.iter().map(|figure| {
+            let (name, delay) = (case.name, delay.as_millis());
+            format!("| {name}{} | {delay} ms |", figure.what)
+        });
+        starts
+            .filter_map(|start| before.lines().find(|line| line.starts_with(&start)))
+            .map(str::to_owned)
+            .collect()
     }
 }
 
@@ -165,6 +179,14 @@ impl Row {
 }
 
 impl Line {
+    /// For the page.
+    fn row(&self) -> String {
+        format!(
+            "| {} | {} | {} | {} | {} | {} | {} |",
+            self.name, self.delay, self.runs, self.median, self.worst, self.limit, self.verdict
+        )
+    }
+
     fn head() -> Self {
         Self {
             name: "case".to_owned(),

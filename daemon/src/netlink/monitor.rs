@@ -13,6 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mesh_core::engine::{Gateway, HostAddress, LanAddress};
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressMessage;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols};
@@ -104,6 +105,9 @@ pub struct Monitor {
     /// Interfaces whose addresses never count: loopback and tunnels.
     ignored: BTreeSet<u32>,
     defaults: Defaults,
+    /// Routes may have gone without an announcement: some announcements were lost, or the last address of an interface
+    /// went, and every route with it.
+    doubtful: bool,
     last: Option<Snapshot>,
     /// A look is owed, whether or not anything is announced.
     due: bool,
@@ -136,39 +140,29 @@ impl Pace {
     }
 }
 
-/// What an announcement asks of us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Verdict {
-    Nothing,
-    Look,
-    /// Announcements were lost.
-    Resync,
-}
-
 impl Monitor {
     /// Subscribes to the kernel's announcements. `overlay` are the prefixes whose addresses are ours in the overlay.
     ///
     /// # Errors
     ///
-    /// If the kernel gives no socket or no list of routes.
-    pub async fn start(overlay: watch::Receiver<Vec<IpNet>>) -> Result<Self, NetlinkError> {
+    /// If the kernel gives no socket.
+    pub fn start(overlay: watch::Receiver<Vec<IpNet>>) -> Result<Self, NetlinkError> {
         let socket =
             subscribe().map_err(|error| NetlinkError::new("watch for network changes", error))?;
-        let mut monitor = Self {
+        // After subscribing: what changes before the first look is announced.
+        Ok(Self {
             // Its own connection: a list of 100,000 routes that somebody else asked for must not hold us up.
             netlink: Netlink::connect()?,
             socket,
             overlay,
             ignored: BTreeSet::new(),
             defaults: Defaults::new(),
+            doubtful: true,
             last: None,
             due: true,
             pace: Pace::default(),
             buffer: Vec::with_capacity(DATAGRAM),
-        };
-        // After subscribing: what changes in between is announced.
-        monitor.read_defaults().await?;
-        Ok(monitor)
+        })
     }
 
     /// Waits for the next change and returns what is true from now on. The first call returns at once. Dropping the
@@ -204,11 +198,11 @@ impl Monitor {
     /// Returns when something was announced that may be a change.
     async fn wait_for_cause(&mut self) {
         loop {
-            let verdict = tokio::select! {
+            let look = tokio::select! {
                 received = receive(&self.socket, &mut self.buffer) => self.judge(received),
-                Ok(()) = self.overlay.changed() => Verdict::Look,
+                Ok(()) = self.overlay.changed() => true,
             };
-            if self.follow(verdict).await {
+            if look {
                 return;
             }
         }
@@ -222,42 +216,38 @@ impl Monitor {
                 received = receive(&self.socket, &mut self.buffer) => received,
                 () = std::future::ready(()) => return,
             };
-            let verdict = self.judge(received);
-            self.follow(verdict).await;
+            self.judge(received);
         }
     }
 
-    async fn follow(&mut self, verdict: Verdict) -> bool {
-        if verdict == Verdict::Resync
-            && let Err(error) = self.read_defaults().await
-        {
-            tracing::warn!(%error, "lost track of the default routes");
-        }
-        verdict != Verdict::Nothing
-    }
-
-    fn judge(&mut self, received: io::Result<()>) -> Verdict {
+    /// Takes note of announcements; true if they call for a look.
+    fn judge(&mut self, received: io::Result<()>) -> bool {
         if received.is_err() {
-            return Verdict::Resync;
+            self.doubtful = true;
+            return true;
         }
         let buffer = std::mem::take(&mut self.buffer);
-        let verdict = messages(&buffer)
-            .map(|message| self.judge_message(&message))
-            .max();
+        let mut look = false;
+        for message in messages(&buffer) {
+            look |= self.judge_message(&message);
+        }
         self.buffer = buffer;
-        verdict.unwrap_or(Verdict::Nothing)
+        look
     }
 
-    fn judge_message(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) -> Verdict {
+    fn judge_message(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
         let NetlinkPayload::InnerMessage(inner) = &message.payload else {
-            return Verdict::Nothing;
+            return false;
         };
-        let relevant = match inner {
+        match inner {
             RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
                 !is_ignored(&parse_link(link))
             }
-            RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-                parse_address(address).is_some_and(|address| !self.ignored.contains(&address.link))
+            RouteNetlinkMessage::NewAddress(address) => self.counts(address),
+            RouteNetlinkMessage::DelAddress(address) => {
+                let counts = self.counts(address);
+                self.doubtful |= counts;
+                counts
             }
             RouteNetlinkMessage::NewRoute(route) => parse(route).is_some_and(|route| {
                 let replaces = message.header.flags & NLM_F_REPLACE != 0;
@@ -267,12 +257,11 @@ impl Monitor {
                 .and_then(|route| DefaultKey::of(&route))
                 .is_some_and(|key| self.defaults.remove(&key).is_some()),
             _ => false,
-        };
-        if relevant {
-            Verdict::Look
-        } else {
-            Verdict::Nothing
         }
+    }
+
+    fn counts(&self, address: &AddressMessage) -> bool {
+        parse_address(address).is_some_and(|address| !self.ignored.contains(&address.link))
     }
 
     /// Notes a route if it is a default route; true if it is news.
@@ -316,10 +305,13 @@ impl Monitor {
     }
 
     async fn look(&mut self) -> Result<Snapshot, NetlinkError> {
-        // In this order: the kernel lists links only between two changes, so that what was seen of an address before is
-        // complete by then, its local route too.
-        let addresses = self.netlink.addresses().await?;
+        // Links first: the kernel lists them only between two changes, so that it takes its time; what follows is fresh.
         let links = self.netlink.links().await?;
+        let addresses = self.netlink.addresses().await?;
+        if self.doubtful {
+            self.read_defaults().await?;
+            self.doubtful = false;
+        }
         self.ignored = indexes(&links, is_ignored);
         // The routes of an interface that is taken down vanish without an announcement.
         let up = indexes(&links, |link| link.up);

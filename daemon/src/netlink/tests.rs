@@ -73,6 +73,20 @@ async fn add_address(netlink: &Netlink, index: u32, address: &str) {
     request.execute().await.unwrap();
 }
 
+async fn remove_address(netlink: &Netlink, index: u32, address: &str) {
+    let address = net(address);
+    let addresses = netlink.handle.address();
+    let mut request = addresses.add(index, address.addr(), address.prefix_len());
+    let message = request.message_mut().clone();
+    netlink
+        .handle
+        .address()
+        .del(message)
+        .execute()
+        .await
+        .unwrap();
+}
+
 async fn set_link(netlink: &Netlink, index: u32, up: bool) {
     let builder = LinkUnspec::new_with_index(index);
     let message = if up { builder.up() } else { builder.down() }.build();
@@ -334,7 +348,7 @@ fn addresses_default_routes_and_carriers_are_changes() {
         let netlink = Netlink::connect().unwrap();
         let eth0 = card(&netlink, "eth0", &["198.51.100.2/24"]).await;
         let (_overlay, receiver) = watch::channel(vec![net("10.77.0.0/24")]);
-        let mut monitor = Monitor::start(receiver).await.unwrap();
+        let mut monitor = Monitor::start(receiver).unwrap();
         assert_eq!(next(&mut monitor).await.unwrap(), ["198.51.100.2"]);
         assert_eq!(next(&mut monitor).await, None);
 
@@ -365,13 +379,35 @@ fn addresses_default_routes_and_carriers_are_changes() {
 }
 
 #[test]
+fn a_default_route_that_went_with_the_last_address_is_news_when_it_comes_back() {
+    sandbox::run(async || {
+        let netlink = Netlink::connect().unwrap();
+        let eth0 = card(&netlink, "eth0", &["198.51.100.2/24"]).await;
+        add_default(&netlink, eth0, 7).await;
+        let (_overlay, receiver) = watch::channel(Vec::new());
+        let mut monitor = Monitor::start(receiver).unwrap();
+        assert_eq!(next(&mut monitor).await.unwrap(), ["198.51.100.2"]);
+        // The kernel says nothing of the route.
+        remove_address(&netlink, eth0, "198.51.100.2/24").await;
+        add_address(&netlink, eth0, "198.51.100.3/24").await;
+        let mut last = next(&mut monitor).await;
+        while let Some(addresses) = next(&mut monitor).await {
+            last = Some(addresses);
+        }
+        assert_eq!(last.unwrap(), ["198.51.100.3"]);
+        add_default(&netlink, eth0, 7).await;
+        assert_eq!(next(&mut monitor).await.unwrap(), ["198.51.100.3"]);
+    });
+}
+
+#[test]
 fn lost_carrier_of_a_link_is_a_change() {
     sandbox::run(async || {
         let netlink = Netlink::connect().unwrap();
         card(&netlink, "wifi0", &["198.51.100.2/24"]).await;
         let access_point = index_of("wifi0-sw");
         let (_overlay, receiver) = watch::channel(Vec::new());
-        let mut monitor = Monitor::start(receiver).await.unwrap();
+        let mut monitor = Monitor::start(receiver).unwrap();
         assert_eq!(next(&mut monitor).await.unwrap(), ["198.51.100.2"]);
         set_link(&netlink, access_point, false).await;
         assert_eq!(next(&mut monitor).await.unwrap(), [""; 0]);
@@ -386,7 +422,7 @@ fn our_own_doings_and_other_tunnels_are_no_change() {
         let netlink = Netlink::connect().unwrap();
         card(&netlink, "eth0", &["198.51.100.2/24"]).await;
         let (_overlay, receiver) = watch::channel(Vec::new());
-        let mut monitor = Monitor::start(receiver).await.unwrap();
+        let mut monitor = Monitor::start(receiver).unwrap();
         next(&mut monitor).await.unwrap();
 
         let (device, index) = tun("mesh-home");
@@ -421,7 +457,7 @@ fn storm_of_changes_is_taken_together_and_its_end_is_not_missed() {
         let netlink = Netlink::connect().unwrap();
         let eth0 = card(&netlink, "eth0", &[]).await;
         let (_overlay, receiver) = watch::channel(Vec::new());
-        let mut monitor = Monitor::start(receiver).await.unwrap();
+        let mut monitor = Monitor::start(receiver).unwrap();
         next(&mut monitor).await.unwrap();
         let (sender, mut changes) = tokio::sync::mpsc::unbounded_channel();
         tokio::spawn(async move {

@@ -79,7 +79,7 @@ pub(super) async fn start(args: &Args) -> Result<(Supervisor, Running), Failure>
         tokio::spawn(logind::watch(Builder::system, Pauses::default(), woken));
     }
     let (overlay, overlay_watch) = watch::channel(Vec::new());
-    let monitor = Monitor::start(overlay_watch).await?;
+    let monitor = Monitor::start(overlay_watch)?;
     // Before any link is known: without discovery no socket is opened at all.
     if let Err(error) = data.handle.lan_discovery(config.lan_discovery).await {
         tracing::error!(%error, "the data plane does not know whether to look for peers on our links");
