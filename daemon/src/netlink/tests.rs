@@ -471,6 +471,8 @@ fn storm_of_changes_is_taken_together_and_its_end_is_not_missed() {
         let begin = Instant::now();
         for n in 0..200 {
             add_address(&netlink, eth0, &format!("198.18.{n}.1/24")).await;
+            // So that the storm lasts for many looks.
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let end = Instant::now();
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -481,8 +483,9 @@ fn storm_of_changes_is_taken_together_and_its_end_is_not_missed() {
         let (first, last) = (seen[0], seen[seen.len() - 1]);
         assert_eq!(last.1, 64, "the most that is offered");
         assert!(
-            first.0 - begin < Duration::from_millis(20),
-            "{:?}",
+            first.0 < begin + (end - begin) / 4,
+            "the first of {:?} was told after {:?}",
+            end - begin,
             first.0 - begin
         );
         // Pauses of 2, 4, … and then 128 ms.
