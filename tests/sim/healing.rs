@@ -221,6 +221,29 @@ fn a_link_that_was_down_carries_data_half_a_second_after_it_is_back() {
 }
 
 #[test]
+fn a_link_that_loses_the_first_packets_after_a_pause_carries_data_soon() {
+    for_lines(10, |seed, line| {
+        let mut scene = Scene::relayed(seed, line, 1);
+        let mover = scene.mover(seed);
+        let at_a = mover == scene.pair.a;
+        let router = if at_a {
+            scene.pair.router_a
+        } else {
+            scene.pair.router_b
+        };
+        let router = router.expect("both hosts are behind routers");
+        scene.sim.unplug(mover, false);
+        scene.sim.run_for(secs(5));
+        scene.sim.router_mut(router).set_udp_blocked(true);
+        scene.sim.plug(mover, router, Families::V4, false);
+        scene.sim.run_for(ms(20));
+        // A question every 25 ms, then 50; its answer; and a ping over the relay and back.
+        let limit = ms(100) + scene.rtt() * 3;
+        scene.check(limit, |sim| sim.router_mut(router).set_udp_blocked(false));
+    });
+}
+
+#[test]
 fn a_host_that_stood_still_for_a_minute_and_wakes_elsewhere_is_back_within_a_second() {
     for_lines(6, |seed, line| {
         let mut scene = Scene::direct(seed, line);

@@ -510,7 +510,7 @@ impl Node {
         command.args(["-n", "-i", "0.05", "-W", "2", "-p", &pattern]);
         if count > 1 {
             // Else it waits for the last answer no longer than for one ping to follow the other; so it sends more of them.
-            command.args(["-w", "5"]);
+            command.args(["-w", &(5 + count.div_ceil(20)).to_string()]);
         }
         let output = command
             .args(["-c", &count.to_string()])
