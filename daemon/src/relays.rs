@@ -335,6 +335,10 @@ impl AsyncUdpSocket for QuicSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        // Taken for lost: QUIC repeats it.
+        if self.sockets.is_cut_off() {
+            return Ok(());
+        }
         // A full buffer counts as loss: these are a few small messages, and QUIC repeats them.
         self.sockets.send(
             canonical(transmit.destination),
@@ -443,6 +447,33 @@ mod tests {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn quic_says_nothing_while_the_host_has_no_address() {
+        let sockets = Arc::new(Sockets::bind(0).unwrap());
+        let quic = QuicSocket {
+            sockets: Arc::clone(&sockets),
+            incoming: Mutex::new(mpsc::channel(1).1),
+        };
+        let receiver = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let send = |contents: &[u8]| {
+            quic.try_send(&Transmit {
+                destination: receiver.local_addr().unwrap(),
+                ecn: None,
+                contents,
+                segment_size: None,
+                src_ip: None,
+            })
+            .unwrap();
+        };
+        sockets.set_cut_off(true);
+        send(b"lost");
+        sockets.set_cut_off(false);
+        send(b"kept");
+        let mut buffer = [0; 16];
+        let (length, _) = receiver.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"kept");
     }
 
     struct Bench {

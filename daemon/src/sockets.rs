@@ -9,7 +9,7 @@ mod bound;
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mesh_core::batch::Run;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -143,6 +143,7 @@ pub struct Sockets {
     v4: Option<Bound>,
     v6: Option<Bound>,
     errors: SendErrorCounters,
+    cut_off: AtomicBool,
     tuning: Tuning,
 }
 
@@ -184,6 +185,7 @@ impl Sockets {
                 v4,
                 v6,
                 errors: SendErrorCounters::default(),
+                cut_off: AtomicBool::new(false),
                 tuning,
             });
         }
@@ -205,6 +207,16 @@ impl Sockets {
     /// Descriptor of the socket of `family`, to wait on.
     pub fn fd(&self, family: Family) -> Option<BorrowedFd<'_>> {
         self.bound(family).map(Bound::fd)
+    }
+
+    /// Notes whether the host has no address at all; see [`Engine::is_cut_off`](mesh_core::engine::Engine::is_cut_off).
+    pub(crate) fn set_cut_off(&self, cut_off: bool) {
+        self.cut_off.store(cut_off, Ordering::Relaxed);
+    }
+
+    /// True if nothing should be sent now.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.cut_off.load(Ordering::Relaxed)
     }
 
     /// Datagrams that could not be sent so far.

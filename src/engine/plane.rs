@@ -466,8 +466,7 @@ impl Engine {
         sealed: Vec<u8>,
         ttl: Option<u8>,
     ) -> bool {
-        // See `RelayClient::put_off`: the same goes for probes and handshakes.
-        if self.is_offline() && self.host.is_empty() {
+        if self.is_cut_off() {
             return false;
         }
         let Some(peer) = self.peers.get_mut(index.0 as usize) else {

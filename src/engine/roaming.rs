@@ -135,6 +135,13 @@ impl Engine {
         self.was_online && real(&self.host).next().is_none()
     }
 
+    /// True while this host has no address at all, and had some. Nothing should be sent then: each packet would only keep
+    /// the kernel asking for a router that is not there, a second at a time, and that second would still be running when
+    /// the link is back.
+    pub fn is_cut_off(&self) -> bool {
+        self.is_offline() && self.host.is_empty()
+    }
+
     /// Asks a relay whether it is still there; it is given up if it does not answer. Not while nothing can get out: the
     /// connection may outlive the pause, and to make a new one takes several times as long as to go on with it.
     pub(super) fn ask_relay(&mut self, now: Instant, handle: RelayHandle) {

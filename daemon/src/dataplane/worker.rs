@@ -361,6 +361,7 @@ impl Worker {
                     lan,
                 } = surroundings;
                 self.engine.set_local_addresses(now, &addresses, v4, v6);
+                self.egress.sockets.set_cut_off(self.engine.is_cut_off());
                 self.engine.set_gateways(now, &gateways);
                 self.engine.set_lan(now, &lan);
             }
