@@ -91,8 +91,7 @@ fn arguments() -> Result<Arguments> {
     while let Some(arg) = args.next() {
         let mut number = || -> Result<usize> {
             let number = args.next().and_then(|number| number.parse().ok());
-            let number: usize = number.with_context(|| format!("{arg} needs a number"))?;
-            Ok(number)
+            number.with_context(|| format!("{arg} needs a number"))
         };
         match arg.as_str() {
             "--runs" => arguments.runs = number()?,

@@ -203,14 +203,7 @@ fn a_link_that_was_down_carries_data_half_a_second_after_it_is_back() {
             for silently in [false, true] {
                 let mut scene = Scene::relayed(seed, line, 1);
                 let mover = scene.mover(seed);
-                let router = if mover == scene.pair.a {
-                    scene.pair.router_a
-                } else {
-                    scene.pair.router_b
-                };
-                let Some(router) = router else {
-                    panic!("both hosts are behind routers");
-                };
+                let router = scene.router_of(mover);
                 scene.sim.unplug(mover, silently);
                 scene.sim.run_for(secs(down));
                 let limit = if silently { ms(1_000) } else { ms(500) };
@@ -225,19 +218,13 @@ fn a_link_that_loses_the_first_packets_after_a_pause_carries_data_soon() {
     for_lines(10, |seed, line| {
         let mut scene = Scene::relayed(seed, line, 1);
         let mover = scene.mover(seed);
-        let at_a = mover == scene.pair.a;
-        let router = if at_a {
-            scene.pair.router_a
-        } else {
-            scene.pair.router_b
-        };
-        let router = router.expect("both hosts are behind routers");
+        let router = scene.router_of(mover);
         scene.sim.unplug(mover, false);
         scene.sim.run_for(secs(5));
         scene.sim.router_mut(router).set_udp_blocked(true);
         scene.sim.plug(mover, router, Families::V4, false);
         scene.sim.run_for(ms(20));
-        // A question every 25 ms, then 50; its answer; and a ping over the relay and back.
+        // What was lost is said again; the answer; and a ping over the relay and back.
         let limit = ms(100) + scene.rtt() * 3;
         scene.check(limit, |sim| sim.router_mut(router).set_udp_blocked(false));
     });

@@ -118,6 +118,16 @@ impl Scene {
         }
     }
 
+    /// The router that one of the two hosts is behind.
+    pub(crate) fn router_of(&self, host: HostId) -> RouterId {
+        let router = if host == self.pair.a {
+            self.pair.router_a
+        } else {
+            self.pair.router_b
+        };
+        router.expect("both hosts are behind routers")
+    }
+
     /// Lets something happen, and pings go on for a while: no stream may stand still for longer than `limit`.
     pub(crate) fn check(&mut self, limit: Duration, happens: impl FnOnce(&mut Sim)) {
         let start = self.sim.now();
