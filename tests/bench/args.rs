@@ -24,6 +24,11 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',')]
     contenders: Vec<String>,
 
+    /// Congestion control of every TCP connection. The kernel's own default, whatever this machine prefers: one that paces,
+    /// such as bbr, measures the timers of the kernel as well
+    #[arg(long, value_name = "NAME", default_value = "cubic")]
+    pub(crate) congestion_control: String,
+
     /// For development: fewer and shorter runs, plain link, TCP with one stream and ping
     #[arg(long)]
     pub(crate) quick: bool,

@@ -14,7 +14,7 @@ use crate::results::{Results, Row, one_line};
 pub(crate) fn run(lab: &Lab, args: &Args, contenders: &[Contender]) -> Results {
     let (mut rows, mut running) = (vec![], vec![]);
     for contender in contenders {
-        let (row, tunnel) = start(lab, *contender);
+        let (row, tunnel) = start(lab, *contender, &args.congestion_control);
         rows.push(row);
         running.push(tunnel);
     }
@@ -52,14 +52,14 @@ pub(crate) fn run(lab: &Lab, args: &Args, contenders: &[Contender]) -> Results {
     Results { rows }
 }
 
-fn start(lab: &Lab, contender: Contender) -> (Row, Option<Running>) {
+fn start(lab: &Lab, contender: Contender, congestion_control: &str) -> (Row, Option<Running>) {
     let mut row = Row {
         name: contender.name().to_owned(),
         ..Row::default()
     };
     let started = contender.version().and_then(|version| {
         row.version = version;
-        contender.start(lab)
+        contender.start(lab, congestion_control)
     });
     match started {
         Ok(running) => (row, Some(running)),

@@ -87,6 +87,14 @@ impl Pair {
         Ok(Self { a, b, link: None })
     }
 
+    /// Makes this the congestion control of every connection between the two.
+    pub(crate) fn use_congestion_control(&self, name: &str) -> Result<()> {
+        for ns in [&self.a, &self.b] {
+            ns.sysctl("net.ipv4.tcp_congestion_control", name)?;
+        }
+        Ok(())
+    }
+
     /// Gives both ends of the link this profile, and makes sure that they have it.
     pub(crate) fn set(&mut self, profile: Profile) -> Result<()> {
         let Some((device, current)) = &mut self.link else {

@@ -137,13 +137,14 @@ impl Contender {
         Ok(text.lines().next().unwrap_or_default().trim().to_owned())
     }
 
-    /// Starts it; [`Running::wait`] then waits until it carries packets.
-    pub(crate) fn start(self, lab: &Lab) -> Result<Running> {
+    /// Starts it; [`Running::wait`] then waits until it carries packets. The load uses this congestion control.
+    pub(crate) fn start(self, lab: &Lab, congestion_control: &str) -> Result<Running> {
         let relayed = self.relayed().then(|| relayed::topology(lab)).transpose()?;
         let (pair, relay) = match relayed {
             Some((pair, relay)) => (pair, Some(relay)),
             None => (Pair::new()?, None),
         };
+        pair.use_congestion_control(congestion_control)?;
         let (a, b) = (&pair.a, &pair.b);
         let (tunnel, destination): (Box<dyn Tunnel>, Ipv4Addr) = match (self, relay) {
             (Self::Relayed, Some(relay)) => relayed::start(lab, a, b, relay)?,

@@ -20,6 +20,7 @@ pub(super) fn json(results: &Results, promises: &[Promise], machine: &Machine) -
         "iperf3": machine.iperf3,
         "runs": machine.runs,
         "tcp_seconds": machine.seconds,
+        "tcp_congestion_control": machine.congestion_control,
         "contenders": results.rows.iter().map(row).collect::<Vec<_>>(),
         "promises": promises.iter().map(promise).collect::<Vec<_>>(),
     })

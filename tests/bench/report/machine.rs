@@ -15,6 +15,8 @@ pub(crate) struct Machine {
     pub(crate) iperf3: String,
     /// Runnable processes of others in the last minute before the run: above 0.5 or so, figures suffer.
     pub(crate) load: String,
+    /// Of the TCP connections.
+    pub(crate) congestion_control: String,
     pub(crate) runs: u32,
     pub(crate) seconds: u32,
 }
@@ -33,6 +35,7 @@ impl Machine {
             date: first_line("date", &["-u", "+%F"]),
             iperf3: first_line("iperf3", &["--version"]),
             load: load.split(' ').next().unwrap_or("unknown").to_owned(),
+            congestion_control: args.congestion_control.clone(),
             runs: args.runs(),
             seconds: args.seconds(),
         }
@@ -41,8 +44,15 @@ impl Machine {
     /// One sentence.
     pub(crate) fn text(&self) -> String {
         format!(
-            "{}, {} cores, {}, {}, load average before {}; {} repetitions, TCP for {} s each",
-            self.cpu, self.cores, self.kernel, self.date, self.load, self.runs, self.seconds
+            "{}, {} cores, {}, {}, load average before {}; {} repetitions, TCP ({}) for {} s each",
+            self.cpu,
+            self.cores,
+            self.kernel,
+            self.date,
+            self.load,
+            self.runs,
+            self.congestion_control,
+            self.seconds
         )
     }
 }

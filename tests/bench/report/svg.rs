@@ -139,6 +139,7 @@ mod tests {
             kernel: "Linux 6".into(),
             date: "2026-01-31".into(),
             iperf3: "iperf 3".into(),
+            congestion_control: "cubic".into(),
             load: "0.1".into(),
             runs: 5,
             seconds: 3,
