@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use mesh_tests::lab::{Lab, Namespace, Node, PeerConfig, Program, Settings};
 
-use super::{MESHD, Tunnel, overlay};
+use super::{MESHD, MESHD_RING, Tunnel, overlay};
 use crate::topology::OUTER;
 
 const PORT: u16 = 41_820;
@@ -32,7 +32,7 @@ pub(crate) const PLAIN: Variant = Variant {
 /// What `--variants` adds. The second needs a program built without any cipher, which is never shipped.
 pub(crate) const VARIANTS: [Variant; 2] = [
     Variant {
-        name: "meshd (ring)",
+        name: MESHD_RING,
         environment: &[("MESHD_CIPHER", "ring")],
         ..PLAIN
     },

@@ -25,6 +25,7 @@ use crate::topology::Pair;
 /// Names that promises are made about.
 pub(crate) const RAW: &str = "raw";
 pub(crate) const MESHD: &str = "meshd";
+pub(crate) const MESHD_RING: &str = "meshd (ring)";
 pub(crate) const RELAYED: &str = "meshd (relayed)";
 pub(crate) const WIREGUARD_GO: &str = "wireguard-go";
 

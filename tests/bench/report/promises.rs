@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use crate::contenders::{MESHD, RAW, RELAYED, WIREGUARD_GO};
+use crate::contenders::{MESHD, MESHD_RING, RAW, RELAYED, WIREGUARD_GO};
 use crate::metric::{Load, Metric, Percentile, Process, Traffic};
 use crate::results::Results;
 use crate::topology::Profile;
@@ -17,6 +17,8 @@ const UDP_TIMES_WIREGUARD_GO: f64 = 4.0;
 const PING_OF_WIREGUARD_GO: f64 = 0.6;
 /// CPU seconds per gigabyte at each end.
 const CPU: f64 = 0.75;
+/// The same with the cipher of CPUs without AVX-512.
+const CPU_RING: f64 = 1.1;
 
 /// A promise and what was found of it.
 #[derive(Debug)]
@@ -114,12 +116,15 @@ pub(crate) fn promises(results: &Results) -> Vec<Promise> {
         AtMost(PING_OF_WIREGUARD_GO),
         added_round_trip(results),
     );
-    for (end, process) in [
-        ("sending", Process::Sender),
-        ("receiving", Process::Receiver),
-    ] {
-        let figure = results.median(MESHD, Metric::Cpu(process));
-        judge(&format!("CPU-s/GB of the {end} end"), AtMost(CPU), figure);
+    for (name, cipher, limit) in [(MESHD, "", CPU), (MESHD_RING, ", ring", CPU_RING)] {
+        for (end, process) in [
+            ("sending", Process::Sender),
+            ("receiving", Process::Receiver),
+        ] {
+            let figure = results.median(name, Metric::Cpu(process));
+            let what = format!("CPU-s/GB of the {end} end{cipher}");
+            judge(&what, AtMost(limit), figure);
+        }
     }
     promises
 }
@@ -216,7 +221,7 @@ mod tests {
     #[test]
     fn what_was_not_measured_is_neither_kept_nor_broken() {
         let results = Results::default();
-        assert_eq!(promises(&results).len(), 8);
+        assert_eq!(promises(&results).len(), 10);
         assert!(
             promises(&results)
                 .iter()
@@ -227,13 +232,16 @@ mod tests {
     #[test]
     fn each_end_has_its_own_limit_of_cpu_time() {
         let results = Results {
-            rows: vec![row(
-                MESHD,
-                &[
-                    (Metric::Cpu(Process::Sender), 0.75),
-                    (Metric::Cpu(Process::Receiver), 0.76),
-                ],
-            )],
+            rows: vec![
+                row(
+                    MESHD,
+                    &[
+                        (Metric::Cpu(Process::Sender), 0.75),
+                        (Metric::Cpu(Process::Receiver), 0.76),
+                    ],
+                ),
+                row(MESHD_RING, &[(Metric::Cpu(Process::Sender), 1.2)]),
+            ],
         };
         assert_eq!(
             verdict(&results, "CPU-s/GB of the sending end"),
@@ -242,6 +250,10 @@ mod tests {
         assert_eq!(
             verdict(&results, "CPU-s/GB of the receiving end"),
             Verdict::Broken(0.76)
+        );
+        assert_eq!(
+            verdict(&results, "CPU-s/GB of the sending end, ring"),
+            Verdict::Broken(1.2)
         );
     }
 }
